@@ -452,6 +452,16 @@ def test_global_channels_stop_at_the_nearest_total():
     np.testing.assert_array_equal(second, np.ones((5, 2)) * [0, 1])
 
 
+@pytest.mark.parametrize("sparsity, kept", [(0.0, 4), (0.25, 3), (0.37, 3), (0.38, 2), (0.5, 2)])
+def test_global_channels_of_equal_size(sparsity, kept):
+    kernels = [np.ones((5, 2)) * [1, 4], np.ones((5, 2)) * [2, 3]]
+    for first, second in (kernels, kernels[::-1]):
+        masks = global_masks([first, second], sparsity, "channel")
+        assert sum(map(np.sum, masks)) == 5 * kept
+    # 0.125 * 20 is 2.5: as near to no channel as to one of 5, and the lower is taken
+    assert sum(map(np.sum, global_masks(kernels, 0.125, "channel"))) == 20
+
+
 def test_global_blocks():
     kernels = [np.array([[1, 1, 8, 8]]).T, np.array([[2, 2, 3, 3, 9]]).T]
     first, second = global_masks(kernels, 0.45, "1x2")

@@ -76,7 +76,7 @@ def erk_densities(shapes, sparsity):
     Deviations: the budget is solved in real numbers; the authors' code floors each kernel's number
     of zeros inside it, which leaves the total a little too dense.
     """
-    # Fractions: at sparsity 0 every density is exactly 1, and no kernel is called dense by rounding.
+    # Fractions: at sparsity 0 every density is exactly 1, and rounding makes no kernel dense.
     target = 1 - Fraction(str(sparsity))
     sizes = [math.prod(shape) for shape in shapes]
     dense = set()

@@ -369,6 +369,9 @@ def _lowest(scores, candidates, count):
 
 def _nearest(scores, candidates, sizes, budget):
     """How many of the lowest groups to take so that their weights come nearest to `budget`."""
+    size = sizes[0][0]
+    if all((n == size).all() for n in sizes):  # no need to sort
+        return -((size - 2 * budget) // (2 * size))  # budget / size, halves rounded down
     pool = np.concatenate([s[c] for s, c in zip(scores, candidates)])
     weights = np.concatenate([n[c] for n, c in zip(sizes, candidates)])
     ascending = np.argsort(pool[::-1], kind="stable")  # reversed: last indices first among equals
