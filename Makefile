@@ -1,0 +1,35 @@
+# make demo   the main job: prune a digits classifier, export it, run it in LiteRT (writes runs/demo/)
+# make test   the tests, on TensorFlow and then on JAX
+# Both make an environment in .venv first. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-slow bench clean
+
+demo: $(VENV)/demo.stamp
+	$(RUN) -m recipes.digits_demo
+
+test: $(VENV)/test.stamp
+	KERAS_BACKEND=tensorflow $(RUN) -m pytest -m "not slow"
+	KERAS_BACKEND=jax $(RUN) -m pytest -m "any_backend and not slow"
+
+test-slow: $(VENV)/test.stamp
+	$(RUN) -m pytest -m slow
+
+bench: $(VENV)/test.stamp
+	$(RUN) -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .hypothesis
+
+# The last step writes the stamp, so that what was interrupted is done again.
+$(VENV)/made.stamp:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed; $(PYTHON) is {v.major}.{v.minor}. Try make PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/%.stamp: setup.py $(VENV)/made.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@

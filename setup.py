@@ -1,0 +1,31 @@
+"""The only build file: pip install .  (extras: demo, test, jax)"""
+
+from setuptools import find_packages, setup
+
+DEMO = ["scikit-learn>=1.3", "matplotlib>=3.8"]
+JAX = ["jax>=0.4.30"]
+
+setup(
+    name="tf_sparsity",
+    version="0.1.0",
+    description="Keras 3 models that become sparse while they train, and small TFLite files of them",
+    python_requires=">=3.10",
+    # recipes/ is run from a checkout; its name is too common to install.
+    packages=find_packages(include=["tf_sparsity", "tf_sparsity.*", "tflite_export", "tflite_export.*"]),
+    install_requires=[
+        "keras>=3.12",
+        "numpy>=1.26",
+        "tensorflow>=2.18",
+        "tensorflow-model-optimization>=0.8",
+        "tensorflow-datasets>=4.9.4",
+        "keras-tuner>=1.4.7",
+        "tensorboard>=2.18",
+        "ai-edge-litert>=2.0",  # the LiteRT interpreter; TensorFlow's own is deprecated
+    ],
+    extras_require={
+        "demo": DEMO,
+        "jax": JAX,
+        # setuptools and wheel: test_wheel.py builds without a network
+        "test": [*DEMO, *JAX, "hypothesis>=6.100", "pytest>=8", "setuptools>=65", "wheel", "tf_keras"],
+    },
+)
