@@ -310,6 +310,17 @@ def test_n_of_m_errors():
         m.global_masks([np.ones((4, 4))], 0.5, m.parse("2:4"), [DENSE])
 
 
+def test_n_of_m_fixes_final_sparsity_and_distribution():
+    m.parse("2:4").validate(0.5, "uniform")
+    m.parse("1:3").validate(0.666666666667, "uniform")
+    m.parse("1x4").validate(0.9, "global")
+    with pytest.raises(ValueError, match="2:4 needs .* final sparsity of 1 - 2/4 = 0.5, got 0.6"):
+        m.parse("2:4").validate(0.6, "uniform")
+    for distribution in ("erk", "global", {"a": 0.5}):
+        with pytest.raises(ValueError, match="fixes the sparsity of every kernel.*'uniform'"):
+            m.parse("2:4").validate(0.5, distribution)
+
+
 # ---- parse, axes and NaN: errors ----------------------------------------------------------------
 
 

@@ -67,25 +67,34 @@ def _order(axes):
 # ---- patterns: which weights go together --------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Unstructured:
-    """Every weight by itself; among equal scores the kernel's own C order decides."""
+class Pattern:
+    """Base class. All but N:M make groups that live and die as one, by `pool` and `spread`:
+
+    `pool(array, axes)` gives the mean of `array` over each group, flat, and the number of weights
+    of each group; `spread(flags, shape, axes)` puts each group's flag on all its weights.
+    """
 
     def unsupported(self, axes):
         """Why kernels with these axes cannot have this pattern, or None."""
         return None
 
+    def validate(self, final_sparsity, distribution):
+        """Raises ValueError if the pattern cannot meet this final sparsity and distribution."""
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Every weight by itself; among equal scores the kernel's own C order decides."""
+
     def pool(self, array, axes):
-        """The mean of `array` over each group, flat, and the number of weights of each group."""
         return array.ravel(), np.ones(1, int)
 
     def spread(self, flags, shape, axes):
-        """The inverse of `pool`: each group's flag on all its weights."""
         return flags.reshape(shape)
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Pattern):
     """`rows` output units x `cols` consecutive inputs; blocks at the edges are smaller.
 
     Groups are in the order of the canonical view (free, out, in).
@@ -119,7 +128,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Channel(Pattern):
     """A whole output unit: all weights with the same index on the out axes."""
 
     def __str__(self):
@@ -138,7 +147,7 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class NM:
+class NM(Pattern):
     """At most `n` non-zeros in every `m` consecutive inputs; an incomplete last group too.
 
     NVIDIA's 2:4 is NM(2, 4). TFMOT's `sparsity_m_by_n` counts the zeros instead.
@@ -157,6 +166,18 @@ class NM:
 
     def unsupported(self, axes):
         return _missing("in", self, axes)
+
+    def validate(self, final_sparsity, distribution):
+        if distribution != "uniform":
+            raise ValueError(
+                f"Pattern {self} fixes the sparsity of every kernel, got distribution="
+                f"{distribution!r}. Use distribution='uniform', and select= to leave kernels dense."
+            )
+        if abs(final_sparsity - self.sparsity) > 1e-9:
+            raise ValueError(
+                f"Pattern {self} needs a schedule with a final sparsity of 1 - {self.n}/{self.m} = "
+                f"{self.sparsity:.6g}, got {final_sparsity}."
+            )
 
 
 def parse(text):
