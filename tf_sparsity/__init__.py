@@ -1,0 +1,18 @@
+"""Keras 3 models made sparse while they train. Start with `ts.sparsify`; see docs/design.md."""
+
+from tf_sparsity import callbacks, layers
+from tf_sparsity.convert import sparsify, strip
+from tf_sparsity.method import MaskMethod, Method
+from tf_sparsity.methods import ContinuousSparsification, MagnitudePruning, RandomPruning
+from tf_sparsity.optimizer import SparseOptimizer
+from tf_sparsity.report import SparsityReport, report
+from tf_sparsity.schedule import ConstantSparsity, PolynomialDecay, Ramp
+from tf_sparsity.selection import exclude
+from tf_sparsity.update import update
+
+__version__ = "0.1.0"
+
+__all__ = ["ConstantSparsity", "ContinuousSparsification", "MagnitudePruning", "MaskMethod",
+           "Method", "PolynomialDecay", "Ramp", "RandomPruning", "SparseOptimizer",
+           "SparsityReport", "callbacks", "exclude", "layers", "report", "sparsify", "strip",
+           "update"]

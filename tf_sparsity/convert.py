@@ -1,0 +1,251 @@
+"""sparsify: a model with sparse layers in place of Keras' own. strip: the way back."""
+
+import contextlib
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_sparsity import selection
+from tf_sparsity.kernels import find, is_graph
+from tf_sparsity.layers import REPLACEMENTS, SparseLayer
+from tf_sparsity.method import STEP, UPDATED, Method, group_by_method
+
+
+def sparsify(model, method, *, select=None):
+    """A new, uncompiled model whose selected layers compute with `method.weight(theta, state)`.
+
+    Layer names, inputs and outputs stay; weights are copied; the given model is untouched.
+    Layers that cannot be sparsified are skipped, with one warning for all of them.
+
+    Args:
+      model: a built functional or Sequential `keras.Model`; nested models, shared layers,
+        TimeDistributed and Bidirectional included. It may be sparsified already: another call
+        with another selection mixes methods.
+      method: for instance `ts.MagnitudePruning(...)`.
+      select: None (every kernel), a regular expression or a list of them searched in the
+        kernel's path (`block/dense/kernel`), a predicate on the layer, or `ts.exclude(...)`.
+
+    Returns:
+      keras.Model. Train it with `ts.callbacks.SparsityUpdate()` where the method needs updates.
+
+    Raises:
+      TypeError: if `model` is no Keras 3 model or `method` no method.
+      ValueError: for an unbuilt or subclassed model, a selection that matches nothing, a kernel
+        that is sparsified already.
+
+    Example:
+
+    ```python
+    import keras
+    import tensorflow as tf
+    import tf_sparsity as ts
+    dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    sparse = ts.sparsify(dense, ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0)))
+    ts.update(sparse)                      # one-shot; in fit, SparsityUpdate does it
+    assert ts.report(sparse).sparsity == 0.5
+    ```
+    """
+    _check_model(model, "sparsify")
+    if not isinstance(method, Method):
+        raise TypeError("method must be a tf_sparsity method such as ts.MagnitudePruning(...). "
+                        f"Received: {method!r}")
+    found = find(model)
+    possible = [f for f in found if f.skipped is None]
+    skipped = [(f.kernel.path, f.skipped) for f in found if f.skipped]
+    if not possible:
+        reasons = "; ".join(f"{path}: {why}" for path, why in skipped) or "it has no kernels"
+        raise ValueError(f"Model '{model.name}' has no kernel that sparsify can handle ({reasons}"
+                         "). ts.SparseOptimizer prunes any trainable array of rank >= 2.")
+    chosen = selection.choose(select, [f.kernel.path for f in possible],
+                              [f.layer for f in possible])
+    chosen = [f for f, c in zip(possible, chosen) if c]
+    taken = [f.kernel.path for f in chosen if f.method is not None]
+    if taken:
+        raise ValueError(f"Already sparsified: {', '.join(taken)}. Select other kernels, for "
+                         f"instance with select=ts.exclude(...), or ts.strip(model) first.")
+    unsupported = [(f, method.unsupported(f.kernel)) for f in chosen]
+    skipped += [(f.kernel.path, why) for f, why in unsupported if why]
+    chosen = [f for f, why in unsupported if not why]
+    if not chosen:
+        raise ValueError(f"{type(method).__name__} can handle none of the selected kernels: "
+                         + "; ".join(f"{path}: {why}" for path, why in skipped))
+    method.validate([f.kernel for f in chosen])
+    if skipped:
+        warnings.warn("Not sparsified: " + "; ".join(f"{p}: {why}" for p, why in skipped),
+                      stacklevel=2)
+    methods = {}
+    for f in chosen:
+        methods.setdefault(id(f.layer), {})[f.name] = method
+    new = _clone(model, lambda layer: _sparse(layer, methods.get(id(layer), {})))
+    _continue_clock(new)
+    return new
+
+
+def strip(model):
+    """The plain Keras model: the same layers and outputs, zeros stored in the kernels.
+
+    Args:
+      model: a model made by `ts.sparsify`; a plain model is copied as it is.
+
+    Returns:
+      keras.Model, uncompiled, without any class of this package.
+
+    Raises:
+      TypeError, ValueError: as `ts.sparsify` for what is no functional or Sequential model.
+
+    Warns:
+      UserWarning: if a schedule is not complete ("schedule at step s of e").
+
+    Example:
+
+    ```python
+    import keras
+    import tf_sparsity as ts
+    dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    sparse = ts.sparsify(dense, ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0)))
+    ts.update(sparse)
+    plain = ts.strip(sparse)
+    assert type(plain.layers[0]) is keras.layers.Dense
+    ```
+    """
+    _check_model(model, "strip")
+    for message in incomplete(model):
+        warnings.warn(message, stacklevel=2)
+    return plain_twin(model)
+
+
+def plain_twin(model):
+    """`strip` without its warnings: a copy in plain Keras layers."""
+    return _clone(model, _plain)
+
+
+def incomplete(model):
+    """One sentence for each method whose last scheduled update has not run."""
+    layers = [l for l in model._flatten_layers() if isinstance(l, SparseLayer) and l.built]
+    for method, of_method in group_by_method([(m, l) for l in layers for m in l.methods.values()]):
+        updated = min(l.read_clock()[UPDATED] for l in of_method)
+        if method.needs_update and method.last_step is not None and updated < method.last_step:
+            step = max(l.read_clock()[STEP] for l in of_method)
+            yield (f"{type(method).__name__}: schedule at step {step} of {method.last_step}, last "
+                   f"updated at step {updated}. Sparsity is not what the schedule ends with; "
+                   "train on with ts.callbacks.SparsityUpdate().")
+
+
+def _check_model(model, verb):
+    if not isinstance(model, keras.Model):
+        if type(model).__module__.startswith("tf_keras"):
+            raise TypeError(f"ts.{verb} works on Keras 3 models; this is a tf_keras (Keras 2) "
+                            "model. Rebuild it with `keras` (not `tf_keras`, and without "
+                            "TF_USE_LEGACY_KERAS=1), or prune it with "
+                            "tensorflow_model_optimization.")
+        raise TypeError(f"ts.{verb} expects a keras.Model. Received: {model!r}")
+    if not is_graph(model):
+        raise ValueError(f"ts.{verb} rebuilds functional and Sequential models; '{model.name}' "
+                         f"is the subclassed model {type(model).__name__}. Train it with "
+                         "ts.SparseOptimizer, which needs no new layers and nothing to strip.")
+    if not model.built:
+        raise ValueError(f"Model '{model.name}' is not built, so its kernels do not exist yet. "
+                         "Call model.build(input_shape) or start it with keras.Input(shape).")
+
+
+def _sparse(layer, methods):
+    """A copy of `layer` with `methods` ({kernel name: Method}) added."""
+    cls = REPLACEMENTS.get(type(layer))
+    if cls is not None and methods:
+        return cls.from_config({**layer.get_config(), "method": methods})
+    if methods:  # sparse already, with other kernels
+        return type(layer).from_config(
+            {**layer.get_config(), "method": {**layer.methods, **methods}})
+    return None
+
+
+def _plain(layer):
+    cls = type(layer)
+    if cls not in REPLACEMENTS.values():
+        return None
+    config = layer.get_config()
+    del config["method"]
+    return cls.keras_class.from_config(config)
+
+
+def _clone(model, replace):
+    """A copy of `model` with `replace(layer)` (None: an ordinary copy) for each layer."""
+    pairs = []
+
+    def clone(layer):
+        if not isinstance(layer, keras.Layer):
+            return layer  # an operation of keras.ops holds no weights
+        new = copy_of(layer)
+        pairs.append((layer, new))
+        return new
+
+    def copy_of(layer):
+        new = replace(layer)
+        if new is not None:
+            return new
+        try:
+            config = layer.get_config()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: it has no "
+                "get_config. Add one (keras.io/guides/serialization_and_saving), or train with "
+                "ts.SparseOptimizer, which replaces nothing.") from error
+        if isinstance(layer, keras.layers.TimeDistributed):
+            config["layer"] = keras.saving.serialize_keras_object(copy_of(layer.layer))
+        elif isinstance(layer, keras.layers.Bidirectional):
+            config["layer"] = keras.saving.serialize_keras_object(copy_of(layer.forward_layer))
+            config["backward_layer"] = keras.saving.serialize_keras_object(
+                copy_of(layer.backward_layer))
+        return type(layer).from_config(config)
+
+    with _uncompiled(model):
+        new = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    for old_layer, new_layer in pairs:
+        _copy_variables(old_layer, new_layer)
+    return new
+
+
+def _copy_variables(old_layer, new_layer):
+    """Values by name, layer by layer; a plain layer takes the weight, a sparse one theta."""
+    for old, new in zip(old_layer._flatten_layers(), new_layer._flatten_layers(), strict=True):
+        values: dict = {}
+        for variable in old._trainable_variables + old._non_trainable_variables:
+            values.setdefault(variable.name, []).append(variable)
+        if isinstance(old, SparseLayer) and not isinstance(new, SparseLayer):
+            for name in old.KERNELS:
+                values[name] = [old.effective(name)]
+        for variable in new._trainable_variables + new._non_trainable_variables:
+            if values.get(variable.name):
+                variable.assign(_own_copy(values[variable.name].pop(0)))
+        for old_seed, new_seed in zip(old._seed_generators, new._seed_generators):
+            new_seed.state.assign(_own_copy(old_seed.state))
+
+
+def _own_copy(array):
+    """Memory of its own: JAX gives the buffers of a model's variables away in each step."""
+    return np.array(ops.convert_to_numpy(array))
+
+
+def _continue_clock(model):
+    """Layers that were sparsified later share the step of the model's life."""
+    layers = [l for l in model._flatten_layers() if isinstance(l, SparseLayer)]
+    step = max(l.read_clock()[STEP] for l in layers)
+    for layer in layers:
+        layer.write_clock(step, layer.read_clock()[UPDATED])
+
+
+@contextlib.contextmanager
+def _uncompiled(model):
+    """clone_model compiles the copy of a compiled model; ours are returned uncompiled."""
+    models = [l for l in model._flatten_layers() if isinstance(l, keras.Model) and l.compiled]
+    for m in models:
+        m.compiled = False
+    try:
+        yield
+    finally:
+        for m in models:
+            m.compiled = True
+
+

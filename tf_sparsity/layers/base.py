@@ -1,0 +1,275 @@
+"""SparseLayer: the layer host. A Keras layer that computes with `method.weight(theta, state)`.
+
+Keras' own variable stays theta under its own name; the method's state are further variables of
+the layer, so the trainer, checkpoints and distribution strategies know them. Reading
+`layer.kernel` gives the effective weight of evaluation; `layer.theta("kernel")` the stored one.
+"""
+
+import contextlib
+import functools
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_sparsity import jax_state
+from tf_sparsity.method import Kernel, Method, Slot
+
+def read_methods(method, kernels):
+    """`method` of a constructor or a configuration -> {kernel name: Method}."""
+    if isinstance(method, Method):
+        return {name: method for name in kernels}
+    if not isinstance(method, dict):
+        raise TypeError("method is a tf_sparsity method or a dict {kernel name: method}. "
+                        f"Received: {method!r}")
+    if "class_name" in method:
+        return read_methods(keras.saving.deserialize_keras_object(method), kernels)
+    unknown = sorted(set(method) - set(kernels))
+    if unknown:
+        raise ValueError(f"method has entries for {unknown}; the kernels of this layer are "
+                         f"{list(kernels)}.")
+    return {name: keras.saving.deserialize_keras_object(m) if isinstance(m, dict) else m
+            for name, m in method.items()}
+
+
+def serialize_methods(methods):
+    return {name: keras.saving.serialize_keras_object(m) for name, m in methods.items()}
+
+
+class Linear:
+    """A layer's linear map for one kernel, `linear(x, w)`, with w cast to `dtype` first."""
+
+    def __init__(self, function, dtype, one_hot=False):
+        self.function, self.dtype, self.one_hot = function, dtype, one_hot
+
+    def __call__(self, x, w):
+        return self.function(x, ops.cast(w, self.dtype))
+
+    def square(self, x):
+        """x squared, or x itself where it stands for a one-hot vector (its own square)."""
+        return x if self.one_hot else ops.square(x)
+
+
+class SparseLayer:
+    """Mixin in front of a Keras layer class; subclasses list their kernels and linear maps.
+
+    `KERNELS` maps the name of each kernel to the roles of its axes. The method of a kernel may
+    be missing: that kernel then stays dense.
+    """
+
+    KERNELS: dict = {}
+
+    def __init__(self, *args, method, **kwargs):
+        self.methods = read_methods(method, self.KERNELS)
+        self.state = {name: {} for name in self.methods}
+        self.bound = None  # the Updater that has taken charge of this layer's method
+        self.saved_seeds = {}
+        self.clock = None
+        self._fixed = None
+        super().__init__(*args, **kwargs)
+        needs_seed = any(m.needs_seed for m in self.methods.values())
+        self.method_seed = keras.random.SeedGenerator() if needs_seed else None
+
+    # ---- variables
+
+    def add_weight(self, *args, **kwargs):
+        if kwargs.get("name") in self.KERNELS:
+            kwargs["autocast"] = False  # methods compute on the float32 master weight
+        return super().add_weight(*args, **kwargs)
+
+    def after_build(self):
+        """Adds the state of each method and the clock; `sparse_layer` calls it from build."""
+        for name, method in self.methods.items():
+            self.state[name] = {
+                key: self.add_weight(
+                    name=f"{name}_{key}", shape=spec.shape, initializer=spec.initializer,
+                    trainable=spec.trainable, dtype="float32", autocast=False)
+                for key, spec in method.state(self.kernel_info(name)).items()}
+        # [optimizer updates over the model's life, the last step whose updates have run]
+        self.clock = self.add_weight(
+            name="sparsity_clock", shape=(2,), dtype="int32", trainable=False,
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor([0, -1], dtype))
+
+    def theta(self, name):
+        """The stored trainable variable of a kernel."""
+        return self.__dict__["_" + name]
+
+    def axes(self, name):
+        """The role of each axis of a kernel."""
+        return self.KERNELS[name]
+
+    def kernel_info(self, name, prefix=""):
+        return Kernel(f"{prefix or self.name}/{name}", tuple(self.theta(name).shape),
+                      tuple(self.axes(name)))
+
+    def slots(self, prefix=""):
+        """`[(method, Slot)]`, one for each sparsified kernel."""
+        return [(method, Slot(self.kernel_info(name, prefix), self.theta(name),
+                              dict(self.state[name])))
+                for name, method in self.methods.items()]
+
+    def read_clock(self):
+        """(step, updated): optimizer updates so far, and the last step whose updates ran."""
+        step, updated = ops.convert_to_numpy(self.clock)
+        return int(step), int(updated)
+
+    def write_clock(self, step, updated):
+        self.clock.assign([step, updated])
+
+    # ---- the forward pass
+
+    def effective(self, name, training=False):
+        """The weight that the layer computes with, float32."""
+        theta = ops.convert_to_tensor(self.theta(name))
+        method = self.methods.get(name)
+        if method is None:
+            return theta
+        return method.weight(theta, self.state[name], training=bool(training),
+                             seed=self.method_seed)
+
+    def apply_kernel(self, name, function, x, training, one_hot=False, dtype=None):
+        """`method.forward` of one kernel around the layer's own map `function(x, w)`."""
+        self.check_bound(training)
+        linear = Linear(function, dtype or self.compute_dtype, one_hot)
+        theta = ops.convert_to_tensor(self.theta(name))
+        method = self.methods.get(name)
+        if method is None:
+            return linear(x, theta)
+        return method.forward(linear, x, theta, self.state[name], training=bool(training),
+                              seed=self.method_seed)
+
+    @contextlib.contextmanager
+    def fixed_weights(self, training):
+        """Inside, reading `layer.kernel` gives one tensor, made once, of this training mode."""
+        self.check_bound(training)
+        self._fixed = {name: ops.cast(self.effective(name, training), self.compute_dtype)
+                       for name in self.KERNELS}
+        try:
+            yield
+        finally:
+            self._fixed = None
+
+    def check_bound(self, training):
+        waiting = [m for m in self.methods.values() if m.needs_update]
+        if training and waiting and not self.bound:
+            jax_state.give_back()
+            raise ValueError(
+                f"Layer '{self.name}' is trained with {type(waiting[0]).__name__}, whose state "
+                "must be updated between steps, but nothing updates it. Pass "
+                "callbacks=[ts.callbacks.SparsityUpdate()] to fit; in a custom loop call "
+                "ts.update(model) once before the first step and after every step.")
+
+    def _get_own_losses(self):
+        # Keras collects this once per layer and step, however often the layer is called.
+        penalties = [method.penalty(ops.convert_to_tensor(self.theta(name)), self.state[name])
+                     for name, method in self.methods.items()] if self.built else []
+        return super()._get_own_losses() + [p for p in penalties if p is not None]
+
+    # ---- saving, by name
+
+    def save_own_variables(self, store):
+        if not self.built:
+            return
+        if self.bound:
+            self.bound.before_save()
+        for variable in self._own_variables():
+            store[variable.name] = variable
+        if self.method_seed is not None:
+            store["method_seed"] = self.method_seed.state
+        if self.bound:
+            for key, seed in self.bound.seeds_for(self).items():
+                store[key] = seed
+
+    def load_own_variables(self, store):
+        if not self.built:
+            return
+        keys = set(store.keys())
+        own = self._own_variables()
+        if keys and all(key.isdigit() for key in keys):  # a dense layer's file
+            state = {id(v) for s in self.state.values() for v in s.values()} | {id(self.clock)}
+            own = [v for v in own if id(v) not in state]
+            if len(keys) != len(own):
+                raise ValueError(f"Layer '{self.name}' has the {len(own)} dense variables "
+                                 f"{[v.name for v in own]}; the file holds {len(keys)} arrays.")
+            for i, variable in enumerate(own):
+                variable.assign(store[str(i)])
+            return
+        missing = {v.name for v in own} - keys
+        if missing:
+            raise ValueError(
+                f"The weight file lacks {sorted(missing)} of layer '{self.name}' (it holds "
+                f"{sorted(keys)}). Was it written by a model sparsified with another method?")
+        for variable in own:
+            variable.assign(store[variable.name])
+        if self.method_seed is not None:
+            self.method_seed.state.assign(store["method_seed"])
+        self.saved_seeds = {k: np.asarray(store[k]) for k in keys if k.startswith("seed:")}
+        if self.bound:
+            self.bound.after_load(self)
+
+    def _own_variables(self):
+        return self._trainable_variables + self._non_trainable_variables
+
+    # ---- configuration
+
+    def get_config(self):
+        return {**super().get_config(), "method": serialize_methods(self.methods)}
+
+    def quantize(self, *args, **kwargs):
+        raise ValueError(f"Layer '{self.name}' is sparsified and cannot be quantized in place. "
+                         "Quantize the plain model: ts.strip(model).quantize(...).")
+
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(f"Layer '{self.name}' is sparsified; LoRA would add a dense update to "
+                         "its kernel. Use it on the plain model: ts.strip(model).")
+
+
+def kernel_property(name):
+    """`layer.<name>` reads as the effective weight; Keras' build stores theta behind it."""
+
+    def get(self):
+        if self._fixed is not None:
+            return self._fixed[name]
+        if "_" + name not in self.__dict__:
+            raise AttributeError(f"Build layer '{self.name}' before reading `{name}`.")
+        return self.effective(name)
+
+    def set_theta(self, variable):
+        self.__dict__["_" + name] = variable
+
+    return property(get, set_theta, doc=f"The effective `{name}`, with its zeros.")
+
+
+def add_bias_and_activation(layer, y):
+    """What Keras' convolutions do after the convolution."""
+    if layer.use_bias:
+        shape = [1] * (layer.rank + 2)
+        shape[-1 if layer.data_format == "channels_last" else 1] = -1
+        y = ops.add(y, ops.reshape(layer.bias, shape))
+    return y if layer.activation is None else layer.activation(y)
+
+
+def sparse_layer(cls):
+    """Completes a sparse class: its Keras class, its signature, its kernels, its registration."""
+    cls.keras_class = next(c for c in cls.__mro__ if c.__module__.startswith("keras."))
+    # Keras addresses layers inside a weight file by the snake case of their class' name. With
+    # Keras' own name, weight files of the dense and of the sparsified model interchange.
+    cls.__name__ = cls.keras_class.__name__
+    parameters = list(inspect.signature(cls.keras_class.__init__).parameters.values())[1:]
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    parameters.insert(at, inspect.Parameter("method", inspect.Parameter.KEYWORD_ONLY))
+    cls.__signature__ = inspect.Signature(parameters)
+    keras_build = cls.keras_class.build
+
+    @functools.wraps(keras_build)  # Keras reads the names of build's arguments
+    def build(self, *args, **kwargs):
+        keras_build(self, *args, **kwargs)
+        self.after_build()
+
+    cls.build = build
+    if issubclass(cls, SparseLayer):
+        for name in cls.KERNELS:
+            setattr(cls, name, kernel_property(name))
+    return keras.saving.register_keras_serializable(
+        package="tf_sparsity", name=cls.__qualname__)(cls)

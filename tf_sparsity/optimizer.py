@@ -1,0 +1,270 @@
+"""SparseOptimizer: the optimizer host. Masks are optimizer state, applied in the compiled step."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_sparsity import jax_state, selection
+from tf_sparsity.method import STEP, Kernel, MaskMethod, Slot, Spec
+
+
+@keras.saving.register_keras_serializable(package="tf_sparsity")
+class SparseOptimizer(keras.optimizers.Optimizer):
+    r"""Wraps an optimizer so that pruned weights stay zero, in any model, with nothing replaced.
+
+    $$ \theta_{t+1} = m \odot \text{inner}(\theta_t,\ m \odot g_t) $$
+
+    Masks, step and schedule position are variables of the optimizer: saved with it, applied
+    after every step inside the compiled train step. Train with `ts.callbacks.SparsityUpdate()`.
+
+    Args:
+      inner: the `keras.optimizers.Optimizer` that trains the weights (clipping, weight decay,
+        EMA, gradient accumulation and loss scaling belong to it).
+      method: a mask method, for instance `ts.MagnitudePruning(...)`.
+      select: as in `ts.sparsify`; by default every trainable array of rank >= 2 whose name
+        contains `kernel` or `embeddings`. A regular expression may name any array of rank >= 2.
+
+    Raises:
+      TypeError: if `inner` is no Keras optimizer.
+      ValueError: for a method with trainable state or `revive=True`, which need layers.
+
+    Example:
+
+    ```python
+    import keras
+    import tf_sparsity as ts
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    method = ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0))
+    model.compile(ts.SparseOptimizer(keras.optimizers.SGD(0.1), method), "mse")
+    ts.update(model)
+    assert ts.report(model).sparsity == 0.5
+    ```
+
+    Source: the arrangement is that of JaxPruner (Lee et al. 2023, arXiv:2304.14082), whose
+    masks live in the optimizer's state; gradients are masked before the inner optimizer, so
+    that clipping by norm agrees with the layer host.
+    """
+
+    def __init__(self, inner, method, *, select=None, name="sparse_optimizer"):
+        inner = keras.optimizers.get(inner)
+        if not isinstance(inner, keras.optimizers.Optimizer):
+            raise TypeError(f"inner must be a keras.optimizers.Optimizer. Received: {inner!r}")
+        if not isinstance(method, MaskMethod):
+            raise ValueError(
+                f"{type(method).__name__} learns its sparsity with trainable state, which an "
+                "optimizer cannot hold. Use layers: ts.sparsify(model, method), or "
+                "ts.layers.SparseDense(..., method=method) in your own model.")
+        if method.latent:
+            raise ValueError(f"{type(method).__name__}(revive=True) scores the weights behind "
+                             "the mask, which SparseOptimizer does not keep. Use "
+                             "ts.sparsify(model, method), or revive=False.")
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer, self.method, self.select = inner, method, select
+        self.states = []  # the state variables of each slot
+        self.layout = None  # [(index among the trainable variables, Kernel)], once resolved
+        self.bound = None  # the Updater that has taken charge
+        self.saved_seeds = {}
+
+    # ---- what is sparse
+
+    def bind(self, updater):
+        """Lets `updater` take charge; `updater.find()` names the layer of each variable."""
+        self.bound = updater
+        if self.built and self.layout is None:
+            self._resolve()
+
+    def build(self, variables):
+        if self.built:
+            return
+        self.inner_optimizer.build(variables)
+        super().build(variables)
+        # [optimizer updates over the model's life, the last step whose updates have run]
+        self.clock = self.add_variable((2,), dtype="int32", name="sparsity_clock",
+                                       aggregation="only_first_replica")
+        self.clock.assign([0, -1])
+        if self.layout is not None:
+            self._add_slots()
+        elif self.bound is not None:
+            self._resolve()
+
+    def _resolve(self):
+        """Chooses the sparse variables, and creates their state."""
+        found = {id(f.variable): f for f in self.bound.find()}
+        candidates = []
+        for index, variable in enumerate(self._trainable_variables):
+            entry = found.get(id(variable))
+            if len(variable.shape) < 2 or (entry is not None and entry.method is not None):
+                continue  # no kernel, or sparse already in a layer of this package
+            if entry is not None:
+                candidates.append((index, entry.kernel, entry.layer))
+            elif selection.is_kernel_like(variable) or selection.is_pattern(self.select):
+                candidates.append((index, selection.guess_kernel(variable, variable.path), None))
+        chosen = selection.choose(self.select, [k.path for _, k, _ in candidates],
+                                  [layer for _, _, layer in candidates])
+        layout = [(i, kernel) for (i, kernel, _), c in zip(candidates, chosen) if c]
+        skipped = [(k.path, self.method.unsupported(k)) for _, k in layout]
+        reasons = "; ".join(f"{path}: {why}" for path, why in skipped if why)
+        layout = [(i, k) for (i, k), (_, why) in zip(layout, skipped) if not why]
+        if not layout:
+            raise ValueError(f"{type(self.method).__name__} can handle none of the selected "
+                             f"kernels: {reasons}")
+        if reasons:
+            warnings.warn(f"Not sparsified: {reasons}", stacklevel=2)
+        self.method.validate([k for _, k in layout])
+        self.layout = layout
+        self._add_slots()
+
+    @property
+    def slots(self):
+        """One Slot for each sparse variable; empty until the optimizer is built and bound."""
+        return [Slot(kernel, self._trainable_variables[index], state)
+                for (index, kernel), state in zip(self.layout or [], self.states)]
+
+    def _add_slots(self):
+        for _, kernel in self.layout:
+            state = {key: self._add_state(kernel, key, spec)
+                     for key, spec in self.method.state(kernel).items()}
+            if self.method.needs_probe:
+                state["gradient"] = self._add_state(kernel, "gradient", Spec(kernel.shape))
+            self.states.append(state)
+
+    def _add_state(self, kernel, key, spec):
+        return self.add_variable(spec.shape, initializer=spec.initializer, dtype="float32",
+                                 name=f"{kernel.path.replace('/', '_')}_{key}",
+                                 aggregation="only_first_replica")
+
+    # ---- the compiled step
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(list(trainable_variables))
+        if self.bound is None:
+            jax_state.give_back()
+            raise ValueError(
+                f"SparseOptimizer prunes with {type(self.method).__name__}, whose masks must be "
+                "updated between steps, but nothing updates them. Pass "
+                "callbacks=[ts.callbacks.SparsityUpdate()] to fit; in a custom loop call "
+                "ts.update(model) (or ts.update(optimizer)) once before the first step and "
+                "after every step.")
+        variables = list(trainable_variables or self._trainable_variables)
+        grads = list(grads)
+        position = {id(v): i for i, v in enumerate(variables)}
+        for slot in self.slots:
+            i = position.get(id(slot.theta))
+            if i is None or grads[i] is None:
+                continue
+            if "gradient" in slot.state:
+                slot.state["gradient"].assign(ops.cast(ops.convert_to_tensor(grads[i]), "float32"))
+            if not self.method.dense_gradients:
+                grads[i] = ops.multiply(grads[i], ops.cast(slot.state["mask"], grads[i].dtype))
+        before = self.inner_optimizer.iterations + 0  # a copy: the variable itself will move
+        self.inner_optimizer.apply(grads, variables)
+        done = ops.cast(self.inner_optimizer.iterations - before, "int32")
+        self.clock.assign(self.clock + ops.stack([done, ops.zeros_like(done)]))
+        if self.method.compiled:
+            self.method.update_in_step(self.slots, self.clock[STEP])
+        self.project()
+
+    def project(self):
+        """Sets the pruned weights to zero, and their moving averages too."""
+        inner = self._innermost()
+        for slot in self.slots:
+            arrays = [slot.theta]
+            if inner.use_ema:
+                arrays.append(inner._model_variables_moving_average[
+                    inner._get_variable_index(slot.theta)])
+            for array in arrays:
+                array.assign(ops.multiply(array, ops.cast(slot.state["mask"], array.dtype)))
+
+    def last_gradients(self):
+        """{kernel path: dense gradient of the last step}, for methods with `needs_probe`."""
+        return {s.kernel.path: ops.convert_to_numpy(s.state["gradient"]) for s in self.slots}
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+        if self._innermost().use_ema:
+            self.project()  # the averages have just overwritten the weights
+
+    def _innermost(self):
+        inner = self.inner_optimizer
+        while isinstance(inner, keras.optimizers.LossScaleOptimizer):
+            inner = inner.inner_optimizer
+        return inner
+
+    # ---- what the inner optimizer answers
+
+    @property
+    def variables(self):
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self._innermost().exclude_from_weight_decay(var_list, var_names)
+
+    # ---- the clock, saving, configuration
+
+    def read_clock(self):
+        """(step, updated): optimizer updates so far, and the last step whose updates ran."""
+        step, updated = ops.convert_to_numpy(self.clock)
+        return int(step), int(updated)
+
+    def write_updated(self, updated):
+        self.clock.assign([self.read_clock()[STEP], updated])
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.bound is not None:
+            for key, seed in self.bound.seeds_for(self).items():
+                store[key] = seed
+
+    def load_own_variables(self, store):
+        keys = list(store.keys())
+        super().load_own_variables({k: store[k] for k in keys if k.isdigit()})
+        self.saved_seeds = {k: np.asarray(store[k]) for k in keys if k.startswith("seed:")}
+        if self.bound is not None:
+            self.bound.after_load(self)
+
+    def get_config(self):
+        select = self.select
+        if isinstance(select, selection.Exclude):
+            select = select._asdict()
+        elif callable(select):
+            select = None  # the layout says what it chose
+        return {"name": self.name,
+                "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
+                "method": keras.saving.serialize_keras_object(self.method),
+                "select": select,
+                "layout": None if self.layout is None else
+                [[index, kernel.path, list(kernel.shape), list(kernel.axes)]
+                 for index, kernel in self.layout]}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        layout = config.pop("layout", None)
+        config["inner"] = keras.saving.deserialize_keras_object(config["inner"], custom_objects)
+        config["method"] = keras.saving.deserialize_keras_object(config["method"], custom_objects)
+        if isinstance(config["select"], dict):
+            config["select"] = selection.Exclude(**config["select"])
+        optimizer = cls(**config)
+        if layout is not None:
+            optimizer.layout = [(i, Kernel(path, tuple(shape), tuple(axes)))
+                                for i, path, shape, axes in layout]
+        return optimizer

@@ -1,0 +1,108 @@
+"""Which kernels a method is applied to."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tf_sparsity.method import Kernel
+
+
+class Exclude(NamedTuple):
+    """A selection by what it leaves out; made by `ts.exclude`."""
+
+    patterns: tuple = ()
+    first: bool = False
+    last: bool = False
+
+
+def exclude(*patterns, first=False, last=False):
+    """Selects every kernel but those that a pattern matches, or those of the first/last layer.
+
+    Args:
+      *patterns: regular expressions, searched in the kernel's path (`block/dense/kernel`).
+      first: leave out the first layer that has a kernel.
+      last: leave out the last one.
+
+    Returns:
+      A value for `select=` of `ts.sparsify` and `ts.SparseOptimizer`.
+
+    Raises:
+      ValueError: when used, for a pattern that matches no kernel.
+
+    Example:
+
+    ```python
+    import tf_sparsity as ts
+    select = ts.exclude("embedding", last=True)
+    ```
+    """
+    for pattern in patterns:
+        re.compile(pattern)
+    return Exclude(tuple(patterns), first, last)
+
+
+def choose(select, paths, layers):
+    """The chosen ones among parallel lists of paths and layers, as a list of bool.
+
+    Args:
+      select: None (all), a regular expression or a list of them (any matches), a predicate on
+        the layer, or `exclude(...)`.
+      paths: path of each kernel.
+      layers: layer of each kernel; None where it is not known.
+
+    Raises:
+      ValueError: for a pattern that matches no kernel, a predicate where a layer is not known,
+        or a selection that is empty.
+      TypeError: for any other `select`.
+    """
+    if select is None:
+        chosen = [True] * len(paths)
+    elif isinstance(select, Exclude):
+        drop = _matches(select.patterns, paths)
+        first, last = (layers[0], layers[-1]) if layers else (None, None)
+        chosen = [not d and not (select.first and layer is first)
+                  and not (select.last and layer is last)
+                  for d, layer in zip(drop, layers)]
+    elif is_pattern(select):
+        chosen = _matches([select] if isinstance(select, str) else select, paths)
+    elif isinstance(select, Callable):
+        if any(layer is None for layer in layers):
+            raise ValueError(
+                "select is a predicate on layers, but the layers of these variables are not "
+                "known. Use ts.callbacks.SparsityUpdate (or ts.update(model)), which binds them, "
+                "or select by regular expression.")
+        chosen = [bool(select(layer)) for layer in layers]
+    else:
+        raise TypeError("select is None, a regular expression, a list of them, a predicate "
+                        f"layer -> bool, or ts.exclude(...). Received: select={select!r}")
+    if not any(chosen):
+        raise ValueError(f"select={select!r} leaves no kernel to sparsify. The kernels are: "
+                         f"{', '.join(paths) or 'none'}")
+    return chosen
+
+
+def _matches(patterns, paths):
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(f"The pattern {pattern!r} matches no kernel. The kernels are: "
+                             f"{', '.join(paths) or 'none'}")
+    return [any(re.search(pattern, path) for pattern in patterns) for path in paths]
+
+
+def is_pattern(select):
+    """Is it a regular expression, or a list of them?"""
+    return isinstance(select, str) or (isinstance(select, (list, tuple)) and bool(select)
+                                       and all(isinstance(p, str) for p in select))
+
+
+def is_kernel_like(variable):
+    """Rank >= 2 and named like a kernel: not a bias, scale, statistic or PReLU slope."""
+    return len(variable.shape) >= 2 and ("kernel" in variable.name
+                                         or "embeddings" in variable.name)
+
+
+def guess_kernel(variable, path):
+    """The Kernel of a variable whose layer is not one of Keras': axes by rank."""
+    axes = {2: ("in", "out"), 3: ("kw", "in", "out"), 4: ("kh", "kw", "in", "out"),
+            5: ("kd", "kh", "kw", "in", "out")}.get(len(variable.shape))
+    return Kernel(path, tuple(variable.shape), axes or ("free",) * len(variable.shape))
