@@ -46,7 +46,6 @@ class ContinuousSparsification(Method):
 
     needs_update = True
     trainable_state = True
-    preserves_outputs = False
 
     def __init__(self, anneal_steps, *, final_beta=200.0, s0=0.0, scale=1e-8, rescale=False,
                  frequency=None):
@@ -59,6 +58,11 @@ class ContinuousSparsification(Method):
         self.anneal_steps, self.frequency = anneal_steps, frequency
         self.final_beta, self.s0 = float(final_beta), float(s0)
         self.scale, self.rescale = float(scale), rescale
+
+    @property
+    def preserves_outputs(self):
+        """The hard mask is all ones for s0 > 0, and empty otherwise."""
+        return self.s0 > 0 and not self.rescale
 
     def state(self, kernel):
         return {"s": Spec(kernel.shape, keras.initializers.Constant(self.s0),
