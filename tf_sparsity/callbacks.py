@@ -1,11 +1,17 @@
-"""SparsityUpdate: says when a model's masks and annealed numbers are updated during fit."""
+"""SparsityUpdate: says when a model's masks and annealed numbers are updated during fit.
+SparsityLogger and SparsityTensorBoard show what comes of it."""
 
+import sys
 import warnings
 
 import keras
 
 from tf_sparsity import probes
+from tf_sparsity.report import sparsity
+from tf_sparsity.tensorboard import SparsityTensorBoard
 from tf_sparsity.update import Updater, find_sparse_optimizer
+
+__all__ = ["SparsityLogger", "SparsityTensorBoard", "SparsityUpdate"]
 
 
 class SparsityUpdate(keras.callbacks.Callback):
@@ -121,3 +127,88 @@ class SparsityUpdate(keras.callbacks.Callback):
                     "or end the schedule earlier.", stacklevel=2)
 
 
+class SparsityLogger(keras.callbacks.Callback):
+    """Puts `sparsity`, the fraction of zeros that `ts.report` gives, into `logs`.
+
+    The progress bar, History, CSVLogger, `EarlyStopping(monitor="sparsity", mode="max")` and
+    file names such as `"{epoch}-{sparsity:.3f}.keras"` then see it. List it after
+    `SparsityUpdate` and before the callbacks that read `logs`.
+
+    The zeros are counted at the end of each epoch and after each update of the masks; the batches
+    in between repeat the last number.
+
+    Warns:
+      UserWarning: when training begins, if it finds another order of callbacks.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    import tf_sparsity as ts
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.5, begin_step=1)))
+    model.compile("sgd", "mse")
+    history = model.fit(np.ones((16, 8)), np.ones((16, 4)), batch_size=4, verbose=0,
+                        callbacks=[ts.callbacks.SparsityUpdate(), ts.callbacks.SparsityLogger()])
+    assert history.history["sparsity"] == [0.5]
+    ```
+
+    Deviations: TFMOT logs sparsity to TensorBoard only, where no other callback sees it.
+    """
+
+    READERS = (keras.callbacks.CSVLogger, keras.callbacks.EarlyStopping, keras.callbacks.History,
+               keras.callbacks.ModelCheckpoint, keras.callbacks.ProgbarLogger,
+               keras.callbacks.ReduceLROnPlateau, keras.callbacks.RemoteMonitor,
+               keras.callbacks.TensorBoard)
+
+    def on_train_begin(self, logs=None):
+        callbacks = _siblings()
+        self._warn_about_order(callbacks)
+        updates = [c.updater for c in callbacks if isinstance(c, SparsityUpdate)]
+        self.updater = updates[0] if updates else None
+        self.sparsity = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.sparsity is None:  # checkpoints are loaded, and begin_step=0 has pruned
+            self._count()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._updated() != self.counted_at:
+            self._count()
+        logs["sparsity"] = self.sparsity
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._count()
+        logs["sparsity"] = self.sparsity
+
+    def _updated(self):
+        """The step of the last update, a Python number: reading it touches no variable."""
+        return None if self.updater is None else self.updater.updated
+
+    def _count(self):
+        self.counted_at, self.sparsity = self._updated(), sparsity(self.model)
+
+    def _warn_about_order(self, callbacks):
+        at = next((i for i, c in enumerate(callbacks) if c is self), 0)
+        wrong = [c for c in callbacks[:at] if isinstance(c, self.READERS)]
+        wrong += [c for c in callbacks[at:] if isinstance(c, SparsityUpdate)]
+        if wrong:
+            order = ", ".join(type(c).__name__ for c in callbacks
+                              if c is self or c in wrong or isinstance(c, SparsityUpdate))
+            warnings.warn(
+                f"The callbacks are listed as {order}, so that some of them see no sparsity, or "
+                "that of an earlier step. List SparsityUpdate, then SparsityLogger, then those "
+                "that read logs, such as CSVLogger and EarlyStopping.", stacklevel=2)
+
+
+def _siblings():
+    """The callbacks of this fit in their order. Keras hands no callback the list that it is in;
+    the CallbackList is the caller, a frame above."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return caller.callbacks
+        frame = frame.f_back
+    return []

@@ -1,22 +1,45 @@
-"""What is sparse in a model, what was skipped, and why."""
+"""What is sparse in a model, what was skipped and why, and what the zeros could save."""
 
+import inspect
+import math
+import textwrap
 import warnings
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.utils.dtype_utils import dtype_size
 
 from tf_sparsity.convert import incomplete
-from tf_sparsity.kernels import find
-from tf_sparsity.layers import SparseLayer
-from tf_sparsity.method import STEP, group_by_method
+from tf_sparsity.kernels import find, is_graph
+from tf_sparsity.layers import REPLACEMENTS, SPARSE_CLASSES, SparseLayer
+from tf_sparsity.method import STEP, UPDATED, Kernel, MaskMethod, Method, group_by_method
 from tf_sparsity.update import find_sparse_optimizer
+
+ADDITIVE = ("size", "zeros", "flops", "flops_effective", "bytes", "bytes_sparse")
 
 
 class Row(NamedTuple):
-    """One kernel. `target` is None where nothing is asked of this kernel alone, `skipped` the
-    reason why it is dense, None for a sparsified kernel."""
+    """One kernel.
+
+    Attributes:
+      name: path of the kernel, `block/dense/kernel`.
+      shape: its shape.
+      size: number of weights.
+      zeros: weights that the mask prunes; those equal to zero in a kernel without a method.
+      sparsity: zeros / size, in [0, 1].
+      target: the sparsity asked for at the model's step; None where nothing is asked of this
+        kernel alone (`distribution="global"`).
+      skipped: why the kernel is dense; None for a sparsified one.
+      flops: floating-point operations of one example through this kernel, two for each
+        multiply-add, summed over all calls of a shared layer. None where the graph does not
+        tell: dynamic shapes, subclassed models, custom and quantized layers.
+      flops_effective: the same without the multiply-adds of zero weights.
+      bytes: size at the variable's dtype.
+      bytes_sparse: the non-zeros at that dtype and a bitmap of one bit per weight.
+    """
 
     name: str
     shape: tuple
@@ -25,6 +48,10 @@ class Row(NamedTuple):
     sparsity: float
     target: float | None
     skipped: str | None
+    flops: int | None
+    flops_effective: int | None
+    bytes: int
+    bytes_sparse: int
 
 
 class SparsityReport:
@@ -32,66 +59,380 @@ class SparsityReport:
 
     Attributes:
       rows: list of Row.
-      sparsity: fraction of zeros over the sparsified kernels; over all kernels of a plain model.
       step: optimizer updates over the model's life.
+      target: the global sparsity asked for at that step, None where nothing is asked.
     """
 
-    def __init__(self, rows, step):
-        self.rows, self.step = rows, step
+    def __init__(self, rows, step, target=None):
+        self.rows, self.step, self.target = rows, step, target
 
     @property
     def sparsity(self):
-        rows = [r for r in self.rows if r.skipped is None] or self.rows
-        size = sum(r.size for r in rows)
-        return sum(r.zeros for r in rows) / size if size else 0.0
+        """Fraction of zeros over the sparsified kernels; over all kernels of a plain model."""
+        size, zeros = (self._total(field, self._counted()) for field in ("size", "zeros"))
+        return zeros / size if size else 0.0
+
+    def total(self, field):
+        """Sum over all kernels, dense ones included, of "size", "zeros", "flops",
+        "flops_effective", "bytes" or "bytes_sparse"; None if it is unknown for one of them."""
+        return self._total(field, self.rows)
 
     def to_dict(self):
-        return {"sparsity": self.sparsity, "step": self.step,
-                "rows": [row._asdict() for row in self.rows]}
+        """The report in types that `json.dumps` takes."""
+        return {"sparsity": self.sparsity, "target": self.target, "step": self.step,
+                "total": {field: self.total(field) for field in ADDITIVE},
+                "rows": [{**row._asdict(), "shape": list(row.shape)} for row in self.rows]}
+
+    def _counted(self):
+        return [r for r in self.rows if r.skipped is None] or self.rows
+
+    @staticmethod
+    def _total(field, rows):
+        values = [getattr(row, field) for row in rows]
+        return None if None in values else sum(values)
 
     def __str__(self):
-        return "\n".join(f"{r.name} {r.shape} {r.size} {r.zeros} {r.sparsity:.4f} {r.target} "
-                         f"{r.skipped or ''}" for r in self.rows)
+        sparsified = [r for r in self.rows if r.skipped is None]
+        lines = [("kernel", "shape", "parameters", "zeros", "sparsity", "target", "FLOPs",
+                  "effective", "bytes", "sparse")]
+        lines += [_cells(r.name, "x".join(map(str, r.shape)), *r[2:6], *r[7:]) for r in self.rows]
+        if 0 < len(sparsified) < len(self.rows):
+            lines.append(self._total_cells("sparsified kernels", sparsified, self.target))
+        target = self.target if len(sparsified) == len(self.rows) else None
+        lines.append(self._total_cells("all kernels", self.rows, target))
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        table = ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+                           for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
+                 for line in lines]
+        rule = "-" * max(map(len, table))
+        table = [table[0], rule, *table[1:1 + len(self.rows)], rule, *table[1 + len(self.rows):]]
+        reasons: dict = {}
+        for row in self.rows:
+            if row.skipped is not None:
+                reasons.setdefault(row.skipped, []).append(row.name)
+        table += [textwrap.fill(f"dense: {', '.join(names)} ({why})", 118,
+                                subsequent_indent="  ", break_long_words=False)
+                  for why, names in reasons.items()]
+        return "\n".join([f"Sparsity {self.sparsity:.4f} at step {self.step:,}", *table])
+
+    def _total_cells(self, label, rows, target):
+        size, zeros, *rest = (self._total(field, rows) for field in ADDITIVE)
+        return _cells(label, "", size, zeros, zeros / size if size else 0.0, target, *rest)
+
+
+def _cells(name, shape, size, zeros, sparsity, target, flops, effective, dense, sparse):
+    return (name, shape, f"{size:,}", f"{zeros:,}", f"{sparsity:.4f}",
+            "-" if target is None else f"{target:.4f}",
+            *(_short(n) for n in (flops, effective, dense, sparse)))
+
+
+def _short(number):
+    """12,345,678 -> 12.3M, so that a row fits into a terminal; `to_dict` has the integers."""
+    if number is None:
+        return "?"
+    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10 ** max(power, 4):
+            return f"{number / 10 ** power:,.1f}{unit}"
+    return f"{number:,}"
 
 
 def report(model):
-    """Counts the zeros of every kernel of a model, sparsified or plain."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"ts.report expects a keras.Model. Received: {model!r}")
+    """Counts the zeros of every kernel of a model, and what they could save.
+
+    Zeros are those of the mask, so that the count is that of `ts.strip(model)`'s arrays.
+
+    Args:
+      model: a built `keras.Model`: sparsified, compiled with `ts.SparseOptimizer`, or plain;
+        subclassed models included (FLOPs are then unknown).
+
+    Returns:
+      SparsityReport. Print it, or read `.sparsity`, `.rows`, `.to_dict()`.
+
+    Raises:
+      TypeError: if `model` is no Keras 3 model.
+      ValueError: if it is not built.
+
+    Warns:
+      UserWarning: if a schedule is not complete ("schedule at step s of e").
+
+    Example:
+
+    ```python
+    import keras
+    import tf_sparsity as ts
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.75, 0)))
+    ts.update(model)
+    row, = ts.report(model).rows
+    assert (row.zeros, row.flops, row.flops_effective) == (24, 64, 16)
+    assert (row.bytes, row.bytes_sparse) == (128, 8 * 4 + 4)
+    print(ts.report(model))
+    ```
+    """
+    _check(model)
     result = measure(model)
     if result.step > 0:
-        for message in incomplete(model):
+        for message in [*incomplete(model), *_incomplete_optimizer(model)]:
             warnings.warn(message, stacklevel=2)
     return result
 
 
 def measure(model):
-    """`report` without its warnings."""
-    optimizer = find_sparse_optimizer(model.optimizer)
-    masked = {} if optimizer is None else {id(s.theta): s for s in optimizer.slots}
-    steps = [l.read_clock()[STEP] for l in model._flatten_layers()
-             if isinstance(l, SparseLayer) and l.built]
-    if masked:
-        steps.append(optimizer.read_clock()[STEP])
-    step = max(steps, default=0)
-    found = find(model)
-    targets = {}
-    pairs = [(f.method, f.kernel) for f in found if f.method is not None]
-    pairs += [(optimizer.method, slot.kernel) for slot in masked.values()]
-    for method, kernels in group_by_method(pairs):
-        values = method.target(kernels, step) or [None] * len(kernels)
-        targets.update({k.path: v for k, v in zip(kernels, values)})
+    """`report` without its checks and warnings."""
+    entries, step, flops = entries_of(model), stored_step(model), _flops_per_weight(model)
+    asked = targets(entries, step)
     rows = []
+    for e in entries:
+        keep = kept(e)
+        size, nonzeros = keep.size, int(np.count_nonzero(keep))
+        per_weight = None if e.quantized else flops(e)
+        bits = dtype_size(keras.backend.standardize_dtype(e.variable.dtype))
+        rows.append(Row(
+            e.kernel.path, tuple(e.kernel.shape), size, size - nonzeros,
+            (size - nonzeros) / size, asked.get(id(e.variable)), e.skipped,
+            None if per_weight is None else per_weight * size,
+            None if per_weight is None else per_weight * nonzeros,
+            -(-size * bits // 8), -(-nonzeros * bits // 8) + -(-size // 8)))
+    return SparsityReport(rows, step, global_target(entries, step))
+
+
+def sparsity(model):
+    """`report(model).sparsity`, for the callbacks: counts, and nothing else."""
+    size = zeros = 0
+    for keep in map(kept, counted(entries_of(model))):
+        size += keep.size
+        zeros += keep.size - int(np.count_nonzero(keep))
+    return zeros / size if size else 0.0
+
+
+# ---- the kernels of a model, whichever host has them
+
+
+class Entry(NamedTuple):
+    """One kernel with the method that makes it sparse (None: it is dense) and its state."""
+
+    kernel: Kernel
+    variable: Any
+    method: Method | None
+    state: Mapping[str, Any]
+    skipped: str | None
+    layer: Any
+    name: str
+    quantized: bool
+
+
+def entries_of(model):
+    """Every kernel of a model, in the order of its layers."""
+    optimizer = find_sparse_optimizer(model)
+    masked = {} if optimizer is None else {id(s.theta): s for s in optimizer.slots}
+    found = find(model)
+    methods = {f.method for f in found if f.method is not None}
+    if masked:
+        methods.add(optimizer.method)
+    entries = []
     for f in found:
+        quantized = f.owner.quantization_mode is not None
+        slot = masked.pop(id(f.variable), None)
         if f.method is not None:
-            keep = f.method.keep(ops.convert_to_tensor(f.variable), f.slot.state)
-            skipped = None
-        elif id(f.variable) in masked:
-            keep, skipped = masked[id(f.variable)].state["mask"], None
+            entries.append(Entry(f.kernel, f.variable, f.method, f.slot.state, None, f.layer,
+                                 f.name, quantized))
+        elif slot is not None:
+            entries.append(Entry(f.kernel, f.variable, optimizer.method, slot.state, None,
+                                 f.layer, f.name, quantized))
         else:
-            keep, skipped = f.variable, f.skipped or "not selected"
-        keep = ops.convert_to_numpy(keep)
-        zeros = int(keep.size - np.count_nonzero(keep))
-        rows.append(Row(f.kernel.path, f.kernel.shape, keep.size, zeros, zeros / keep.size,
-                        targets.get(f.kernel.path), skipped))
-    return SparsityReport(rows, step)
+            entries.append(Entry(f.kernel, f.variable, None, {},
+                                 _why_dense(f, methods, optimizer), f.layer, f.name, quantized))
+    # What only a regular expression of the optimizer's `select` calls a kernel.
+    entries += [Entry(slot.kernel, slot.theta, optimizer.method, slot.state, None, None,
+                      slot.kernel.path, False) for slot in masked.values()]
+    return entries
+
+
+def _why_dense(found, methods, optimizer):
+    if optimizer is not None and not optimizer.slots:
+        return "ts.SparseOptimizer makes its masks when training starts"
+    if optimizer is None and found.skipped:
+        return found.skipped
+    reasons = (method.unsupported(found.kernel) for method in methods)
+    return next((why for why in reasons if why), "not selected")
+
+
+def counted(entries):
+    """The sparsified kernels; all kernels of a plain model."""
+    return [e for e in entries if e.method is not None] or entries
+
+
+def kept(entry):
+    """NumPy array of the kernel's shape, zero where a weight is pruned."""
+    theta = ops.convert_to_tensor(entry.variable)
+    if entry.method is None:
+        return ops.convert_to_numpy(theta)
+    return ops.convert_to_numpy(entry.method.keep(theta, entry.state))
+
+
+def stored_step(model):
+    """Optimizer updates over the model's life, as the model or its optimizer stores them."""
+    clocks = [l.read_clock() for l in model._flatten_layers()
+              if isinstance(l, SparseLayer) and l.built]
+    optimizer = find_sparse_optimizer(model)
+    if optimizer is not None and optimizer.built:
+        clocks.append(optimizer.read_clock())
+    return max((clock[STEP] for clock in clocks), default=0)
+
+
+def targets(entries, step):
+    """{id(variable): sparsity asked for at `step`}, where something is asked of a kernel."""
+    found = {}
+    for method, group in _groups(entries):
+        values = method.target([e.kernel for e in group], step) or []
+        found.update({id(e.variable): float(v) for e, v in zip(group, values)})
+    return found
+
+
+def global_target(entries, step):
+    """The sparsity asked of all sparsified kernels together, None where nothing is asked."""
+    asked, total, size = targets(entries, step), 0.0, 0
+    for method, group in _groups(entries):
+        for e in group:
+            weights = math.prod(e.kernel.shape)
+            value = asked.get(id(e.variable))
+            if value is None and isinstance(method, MaskMethod):
+                value = method.schedule.value(step)  # one ranking over all kernels
+            if value is None:
+                return None
+            total, size = total + weights * value, size + weights
+    return total / size if size else None
+
+
+def _groups(entries):
+    return group_by_method([(e.method, e) for e in entries if e.method is not None])
+
+
+def _check(model):
+    if not isinstance(model, keras.Model):
+        if any(cls.__module__.split(".")[0] == "tf_keras" for cls in type(model).__mro__):
+            raise TypeError("ts.report reads Keras 3 models; this is a tf_keras (Keras 2) model: "
+                            "rebuild it with `keras`.")
+        raise TypeError(f"ts.report expects a keras.Model. Received: {model!r}")
+    if not model.built:
+        raise ValueError(f"Model '{model.name}' is not built, so its kernels do not exist yet. "
+                         "Call it once on a batch, or model.build(input_shape).")
+
+
+def _incomplete_optimizer(model):
+    """The sentence of `convert.incomplete` for a SparseOptimizer."""
+    optimizer = find_sparse_optimizer(model)
+    if optimizer is None or not optimizer.slots:
+        return
+    method, (step, updated) = optimizer.method, optimizer.read_clock()
+    if method.needs_update and method.last_step is not None and updated < method.last_step:
+        yield (f"{type(method).__name__}: schedule at step {step} of {method.last_step}, last "
+               f"updated at step {updated}. Sparsity is not what the schedule ends with; train "
+               "on with ts.callbacks.SparsityUpdate().")
+
+
+# ---- FLOPs
+
+
+class _Call(NamedTuple):
+    """One call of a layer: its arguments by name (shapes in place of tensors), the shape of its
+    output, and how often one example makes the call. Shapes begin with the batch axis."""
+
+    arguments: Mapping[str, Any]
+    output: tuple
+    times: int | None
+
+
+def _flops_per_weight(model):
+    """A function: Entry -> FLOPs of one example for each weight of its kernel, or None."""
+    calls: dict = {}
+    for layer, call in _calls(model, 1) if is_graph(model) else ():
+        calls.setdefault(id(layer), []).append(call)
+
+    def flops(entry):
+        uses = [_times(call.times, _uses(entry, call)) for call in calls.get(id(entry.layer), ())]
+        return 2 * sum(uses) if uses and None not in uses else None
+
+    return flops
+
+
+def _calls(model, times):
+    """(layer, _Call) for every call of every layer in the graph of a functional model."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = [] if graph is None else sum(graph._nodes_by_depth.values(), [])
+    for node in nodes:
+        layer = node.operation
+        if not isinstance(layer, keras.layers.InputLayer) and isinstance(layer, keras.Layer):
+            bound = inspect.signature(layer.call).bind(
+                *node.arguments.args, **node.arguments.kwargs)
+            arguments = {name: value.shape if isinstance(value, keras.KerasTensor) else value
+                         for name, value in bound.arguments.items()}
+            yield from _inner(layer, _Call(arguments, node.outputs[0].shape, times))
+
+
+def _inner(layer, call):
+    """The calls that a call of `layer` makes: of nested models and wrapped layers."""
+    if is_graph(layer):
+        yield from _calls(layer, call.times)
+    elif type(layer) is keras.layers.TimeDistributed:
+        (_, steps, *rest), output = _first(call), call.output
+        yield from _inner(layer.layer, _Call({"inputs": (None, *rest)}, (None, *output[2:]),
+                                             _times(call.times, steps)))
+    elif type(layer) is keras.layers.Bidirectional:
+        yield layer.forward_layer, call
+        yield layer.backward_layer, call
+    else:
+        yield layer, call
+
+
+def _uses(entry, call):
+    """How often one call of the layer uses each weight of the kernel: its positions."""
+    cls = type(entry.layer)
+    cls = cls.keras_class if cls in SPARSE_CLASSES else cls
+    if cls not in REPLACEMENTS:
+        return None
+    shape, axes = entry.kernel.shape, entry.kernel.axes
+    if issubclass(cls, keras.layers.Embedding):  # a look-up, or a product with the tied table
+        return _times(*_first(call)[1:-1]) if call.arguments.get("reverse") else 0
+    if cls in (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN):
+        return _first(call)[1]
+    if cls in (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention):
+        projection = entry.name.split("/")[0]
+        source = projection if projection in ("key", "value") else "query"
+        shape = call.arguments.get(source) or call.arguments["value"]  # key defaults to value
+        return _times(*shape[1:-1])
+    if cls is keras.layers.EinsumDense:
+        return _einsum_positions(entry.layer.equation, _first(call))
+    if cls.__name__.endswith("Transpose"):  # each input element meets the whole window
+        return _per(_first(call), shape[-1])
+    if cls.__name__.startswith("Separable"):  # both convolutions end at the same positions
+        return _per(call.output, entry.layer.filters)
+    outputs = [n for n, role in zip(shape, axes) if role.startswith("out")]
+    return _per(call.output, math.prod(outputs))
+
+
+def _einsum_positions(equation, shape):
+    """Product of the input's axes that the output has and the kernel lacks, but for the batch
+    axis. (The output's own shape has None where `output_shape` says None.)"""
+    left, output = equation.replace(" ", "").split("->")
+    inputs, kernel = left.split(",")
+    before, _, after = inputs.partition("...")
+    dots = len(shape) - len(before) - len(after)
+    letters = [*before, *["..."] * dots, *after]
+    return _times(*(n for letter, n in list(zip(letters, shape))[1:]
+                    if letter in output and letter not in kernel))
+
+
+def _first(call):
+    return next(iter(call.arguments.values()))
+
+
+def _per(shape, units):
+    """Elements of one example divided by `units`."""
+    elements = _times(*shape[1:])
+    return None if elements is None else elements // units
+
+
+def _times(*numbers):
+    """Their product, None where one is unknown."""
+    return None if None in numbers else math.prod(numbers)
