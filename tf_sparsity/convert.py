@@ -1,11 +1,13 @@
 """sparsify: a model with sparse layers in place of Keras' own. strip: the way back."""
 
 import contextlib
+import tempfile
 import warnings
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.saving.serialization_lib import SafeModeScope
 
 from tf_sparsity import selection
 from tf_sparsity.kernels import find, is_graph
@@ -151,65 +153,91 @@ def _check_model(model, verb):
 
 
 def _sparse(layer, methods):
-    """A copy of `layer` with `methods` ({kernel name: Method}) added."""
-    cls = REPLACEMENTS.get(type(layer))
-    if cls is not None and methods:
-        return cls.from_config({**layer.get_config(), "method": methods})
-    if methods:  # sparse already, with other kernels
-        return type(layer).from_config(
-            {**layer.get_config(), "method": {**layer.methods, **methods}})
-    return None
+    """A copy of `layer` with `methods` ({kernel name: Method}) added; None for an ordinary one."""
+    if not methods:
+        return None
+    if type(layer) in REPLACEMENTS:
+        return REPLACEMENTS[type(layer)].from_config({**_config(layer), "method": methods})
+    return type(layer).from_config({**layer.get_config(), "method": {**layer.methods, **methods}})
 
 
 def _plain(layer):
-    cls = type(layer)
-    if cls not in REPLACEMENTS.values():
+    if type(layer) not in REPLACEMENTS.values():
         return None
     config = layer.get_config()
     del config["method"]
-    return cls.keras_class.from_config(config)
+    return type(layer).keras_class.from_config(config)
+
+
+def _config(layer):
+    """`layer.get_config()` and what Keras leaves out of it."""
+    config = layer.get_config()
+    if type(layer) in REPLACEMENTS:
+        config.update(REPLACEMENTS[type(layer)].unsaved_config(layer))
+    return config
 
 
 def _clone(model, replace):
     """A copy of `model` with `replace(layer)` (None: an ordinary copy) for each layer."""
-    pairs = []
+    copies = {}
 
-    def clone(layer):
+    def copy(layer):
+        if id(layer) not in copies:  # layers stay shared, across nested models too
+            copies[id(layer)] = layer, make(layer)
+        return copies[id(layer)][1]
+
+    def make(layer):
         if not isinstance(layer, keras.Layer):
             return layer  # an operation of keras.ops holds no weights
-        new = copy_of(layer)
-        pairs.append((layer, new))
-        return new
-
-    def copy_of(layer):
-        new = replace(layer)
-        if new is not None:
+        if is_graph(layer):
+            new = keras.models.clone_model(layer, clone_function=copy)
+            new._trainable = layer._trainable  # the setter would reach into all its layers
             return new
         try:
-            config = layer.get_config()
-        except NotImplementedError as error:
+            new = replace(layer)
+            return ordinary_copy(layer) if new is None else new
+        except Exception as error:
+            missing = isinstance(error, NotImplementedError)
             raise ValueError(
-                f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: it has no "
-                "get_config. Add one (keras.io/guides/serialization_and_saving), or train with "
+                f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: "
+                f"{'it has no get_config' if missing else error}. Make from_config(get_config()) "
+                "work (keras.io/guides/serialization_and_saving), or train with "
                 "ts.SparseOptimizer, which replaces nothing.") from error
-        if isinstance(layer, keras.layers.TimeDistributed):
-            config["layer"] = keras.saving.serialize_keras_object(copy_of(layer.layer))
-        elif isinstance(layer, keras.layers.Bidirectional):
-            config["layer"] = keras.saving.serialize_keras_object(copy_of(layer.forward_layer))
-            config["backward_layer"] = keras.saving.serialize_keras_object(
-                copy_of(layer.backward_layer))
-        return type(layer).from_config(config)
 
-    with _uncompiled(model):
-        new = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    for old_layer, new_layer in pairs:
-        _copy_variables(old_layer, new_layer)
-    return new
+    def ordinary_copy(layer):
+        config = _config(layer)
+        if type(layer) is keras.layers.TimeDistributed:
+            config.update(layer=copy(layer.layer))
+            new = keras.layers.TimeDistributed(**config)
+        elif type(layer) is keras.layers.Bidirectional:
+            config.update(layer=make(layer.forward_layer),
+                          backward_layer=make(layer.backward_layer))
+            new = keras.layers.Bidirectional(**config)
+        else:
+            new = type(layer).from_config(config)
+        if hasattr(layer, "save_assets"):  # a vocabulary; the graph needs its size
+            with tempfile.TemporaryDirectory() as folder:
+                layer.save_assets(folder)
+                new.load_assets(folder)
+        return new
+
+    with _uncompiled(model), SafeModeScope(False):  # lambdas of a live model are no danger
+        new_model = make(model)
+    for old, new in copies.values():
+        if isinstance(old, keras.Layer) and not is_graph(old):
+            _copy_variables(old, new)
+    return new_model
 
 
 def _copy_variables(old_layer, new_layer):
     """Values by name, layer by layer; a plain layer takes the weight, a sparse one theta."""
     for old, new in zip(old_layer._flatten_layers(), new_layer._flatten_layers(), strict=True):
+        if type(old) is type(new) and not isinstance(old, SparseLayer):
+            store = {}  # Normalization computes from what it loads, attention may merge LoRA
+            old.save_own_variables(store)
+            new.load_own_variables({k: _own_copy(v) for k, v in store.items()})
+            if len(old.variables) != len(new.variables):
+                continue
         values: dict = {}
         for variable in old._trainable_variables + old._non_trainable_variables:
             values.setdefault(variable.name, []).append(variable)

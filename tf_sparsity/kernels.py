@@ -1,5 +1,6 @@
 """Finds the kernels of a model: path, variable, axes, and why one cannot be sparsified."""
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import keras
@@ -44,13 +45,16 @@ class Found(NamedTuple):
 
 def find(model):
     """Every kernel of a built model, each variable once, in the order of its layers."""
-    found, seen = [], set()
+    found, seen, paths = [], set(), Counter()
 
-    def add(*args):
-        entry = Found(*args)
-        if id(entry.variable) not in seen:
-            seen.add(id(entry.variable))
-            found.append(entry)
+    def add(kernel, variable, *more):
+        if id(variable) in seen:
+            return
+        seen.add(id(variable))
+        paths[kernel.path] += 1
+        if paths[kernel.path] > 1:  # a subclassed model may give two layers one name
+            kernel = kernel._replace(path=f"{kernel.path}_{paths[kernel.path]}")
+        found.append(Found(kernel, variable, *more))
 
     def visit(layer, path, inside):
         sparse = SPARSE_CLASSES.get(type(layer)) or REPLACEMENTS.get(type(layer))
@@ -65,7 +69,7 @@ def find(model):
                     variable.name, layer,
                     inside or f"{type(layer).__name__} has no sparse counterpart; "
                               "ts.SparseOptimizer prunes it")
-        rebuilt = isinstance(layer, WRAPPERS) or is_graph(layer)
+        rebuilt = type(layer) in WRAPPERS or is_graph(layer)
         reason = inside if rebuilt else inside or (
             f"it is inside {type(layer).__name__} '{layer.name}', which cannot be rebuilt; "
             "ts.SparseOptimizer prunes it")

@@ -27,7 +27,8 @@ def exclude(*patterns, first=False, last=False):
       A value for `select=` of `ts.sparsify` and `ts.SparseOptimizer`.
 
     Raises:
-      ValueError: when used, for a pattern that matches no kernel.
+      ValueError: for what is no regular expression; when used, for a pattern that matches no
+        kernel.
 
     Example:
 
@@ -36,8 +37,7 @@ def exclude(*patterns, first=False, last=False):
     select = ts.exclude("embedding", last=True)
     ```
     """
-    for pattern in patterns:
-        re.compile(pattern)
+    _compile(patterns)
     return Exclude(tuple(patterns), first, last)
 
 
@@ -82,11 +82,21 @@ def choose(select, paths, layers):
 
 
 def _matches(patterns, paths):
+    patterns = _compile(patterns)
     for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
-            raise ValueError(f"The pattern {pattern!r} matches no kernel. The kernels are: "
-                             f"{', '.join(paths) or 'none'}")
-    return [any(re.search(pattern, path) for pattern in patterns) for path in paths]
+        if not any(map(pattern.search, paths)):
+            raise ValueError(f"The pattern {pattern.pattern!r} matches no kernel. The kernels "
+                             f"are: {', '.join(paths) or 'none'}")
+    return [any(pattern.search(path) for pattern in patterns) for path in paths]
+
+
+def _compile(patterns):
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    return [re.compile(pattern) for pattern in patterns]
 
 
 def is_pattern(select):

@@ -35,8 +35,13 @@ class SparseAttention:
             self._tracker.replace_tracked_value("layers", dense, sparse)
             setattr(self, attribute, sparse)
 
+    @staticmethod
+    def unsaved_config(layer):
+        return {"flash_attention": layer._flash_attention}
+
     def get_config(self):
-        return {**super().get_config(), "method": serialize_methods(self.methods)}
+        return {**super().get_config(), **self.unsaved_config(self),
+                "method": serialize_methods(self.methods)}
 
 
 @sparse_layer

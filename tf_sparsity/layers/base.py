@@ -12,9 +12,11 @@ import inspect
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.global_state import get_global_attribute
 
 from tf_sparsity import jax_state
 from tf_sparsity.method import Kernel, Method, Slot
+
 
 def read_methods(method, kernels):
     """`method` of a constructor or a configuration -> {kernel name: Method}."""
@@ -59,6 +61,7 @@ class SparseLayer:
     """
 
     KERNELS: dict = {}
+    straight_through = False  # while probes.gradients asks for the gradients of effective weights
 
     def __init__(self, *args, method, **kwargs):
         self.methods = read_methods(method, self.KERNELS)
@@ -71,6 +74,11 @@ class SparseLayer:
         needs_seed = any(m.needs_seed for m in self.methods.values())
         self.method_seed = keras.random.SeedGenerator() if needs_seed else None
 
+    @staticmethod
+    def unsaved_config(layer):
+        """Constructor arguments of the Keras layer that its own get_config leaves out."""
+        return {}
+
     # ---- variables
 
     def add_weight(self, *args, **kwargs):
@@ -80,11 +88,14 @@ class SparseLayer:
 
     def after_build(self):
         """Adds the state of each method and the clock; `sparse_layer` calls it from build."""
+        if self.clock is not None:  # Embedding(weights=...) is built by its constructor
+            return
         for name, method in self.methods.items():
+            dtype = _precision(self.theta(name))
             self.state[name] = {
                 key: self.add_weight(
                     name=f"{name}_{key}", shape=spec.shape, initializer=spec.initializer,
-                    trainable=spec.trainable, dtype="float32", autocast=False)
+                    trainable=spec.trainable, dtype=dtype, autocast=False)
                 for key, spec in method.state(self.kernel_info(name)).items()}
         # [optimizer updates over the model's life, the last step whose updates have run]
         self.clock = self.add_weight(
@@ -119,25 +130,31 @@ class SparseLayer:
 
     # ---- the forward pass
 
+    def _theta_tensor(self, name):
+        theta = self.theta(name)
+        return ops.cast(ops.convert_to_tensor(theta), _precision(theta))
+
     def effective(self, name, training=False):
-        """The weight that the layer computes with, float32."""
-        theta = ops.convert_to_tensor(self.theta(name))
+        """The weight that the layer computes with, float32 (float64 for a float64 layer)."""
+        theta = self._theta_tensor(name)
         method = self.methods.get(name)
         if method is None:
             return theta
-        return method.weight(theta, self.state[name], training=bool(training),
-                             seed=self.method_seed)
+        weight = method.weight(theta, self.state[name], training=bool(training),
+                               seed=self.method_seed)
+        if self.straight_through:  # the value of weight, the gradient of theta
+            weight = ops.stop_gradient(weight) + (theta - ops.stop_gradient(theta))
+        return weight
 
     def apply_kernel(self, name, function, x, training, one_hot=False, dtype=None):
         """`method.forward` of one kernel around the layer's own map `function(x, w)`."""
         self.check_bound(training)
         linear = Linear(function, dtype or self.compute_dtype, one_hot)
-        theta = ops.convert_to_tensor(self.theta(name))
         method = self.methods.get(name)
-        if method is None:
-            return linear(x, theta)
-        return method.forward(linear, x, theta, self.state[name], training=bool(training),
-                              seed=self.method_seed)
+        if method is None or self.straight_through:
+            return linear(x, self.effective(name, training))
+        return method.forward(linear, x, self._theta_tensor(name), self.state[name],
+                              training=bool(training), seed=self.method_seed)
 
     @contextlib.contextmanager
     def fixed_weights(self, training):
@@ -152,7 +169,7 @@ class SparseLayer:
 
     def check_bound(self, training):
         waiting = [m for m in self.methods.values() if m.needs_update]
-        if training and waiting and not self.bound:
+        if training and waiting and not self.bound and not self._always_training():
             jax_state.give_back()
             raise ValueError(
                 f"Layer '{self.name}' is trained with {type(waiting[0]).__name__}, whose state "
@@ -160,9 +177,17 @@ class SparseLayer:
                 "callbacks=[ts.callbacks.SparsityUpdate()] to fit; in a custom loop call "
                 "ts.update(model) once before the first step and after every step.")
 
+    def _always_training(self):
+        """Does the model call a layer with training=True in its graph (Monte Carlo dropout)?
+        Keras passes that on to all layers after it, so that `training` is true in predict too."""
+        context = get_global_attribute("current_call_ctx")
+        return context is not None and any(
+            node.arguments.kwargs.get("training")
+            for layer in context.entry_layer._flatten_layers() for node in layer._inbound_nodes)
+
     def _get_own_losses(self):
         # Keras collects this once per layer and step, however often the layer is called.
-        penalties = [method.penalty(ops.convert_to_tensor(self.theta(name)), self.state[name])
+        penalties = [method.penalty(self._theta_tensor(name), self.state[name])
                      for name, method in self.methods.items()] if self.built else []
         return super()._get_own_losses() + [p for p in penalties if p is not None]
 
@@ -187,8 +212,7 @@ class SparseLayer:
         keys = set(store.keys())
         own = self._own_variables()
         if keys and all(key.isdigit() for key in keys):  # a dense layer's file
-            state = {id(v) for s in self.state.values() for v in s.values()} | {id(self.clock)}
-            own = [v for v in own if id(v) not in state]
+            own = self._dense_variables()
             if len(keys) != len(own):
                 raise ValueError(f"Layer '{self.name}' has the {len(own)} dense variables "
                                  f"{[v.name for v in own]}; the file holds {len(keys)} arrays.")
@@ -208,13 +232,27 @@ class SparseLayer:
         if self.bound:
             self.bound.after_load(self)
 
+    def set_weights(self, weights):
+        """Takes what `get_weights` of this layer or of its dense counterpart returned."""
+        own = self._dense_variables()
+        if len(weights) != len(own):
+            return super().set_weights(weights)
+        for variable, value in zip(own, weights):
+            variable.assign(value)
+
     def _own_variables(self):
         return self._trainable_variables + self._non_trainable_variables
+
+    def _dense_variables(self):
+        """The variables that the Keras layer has too, in its order."""
+        state = {id(v) for s in self.state.values() for v in s.values()} | {id(self.clock)}
+        return [v for v in self._own_variables() if id(v) not in state]
 
     # ---- configuration
 
     def get_config(self):
-        return {**super().get_config(), "method": serialize_methods(self.methods)}
+        return {**super().get_config(), **self.unsaved_config(self),
+                "method": serialize_methods(self.methods)}
 
     def quantize(self, *args, **kwargs):
         raise ValueError(f"Layer '{self.name}' is sparsified and cannot be quantized in place. "
@@ -225,6 +263,11 @@ class SparseLayer:
                          "its kernel. Use it on the plain model: ts.strip(model).")
 
 
+def _precision(theta):
+    """Masks, penalties and effective weights are float32, also under a 16-bit policy."""
+    return "float64" if theta.dtype == "float64" else "float32"
+
+
 def kernel_property(name):
     """`layer.<name>` reads as the effective weight; Keras' build stores theta behind it."""
 
@@ -233,7 +276,14 @@ def kernel_property(name):
             return self._fixed[name]
         if "_" + name not in self.__dict__:
             raise AttributeError(f"Build layer '{self.name}' before reading `{name}`.")
-        return self.effective(name)
+        context = get_global_attribute("current_call_ctx")
+        if context is None:
+            return self.effective(name)
+        # Keras' code reads it inside a call: a cell in keras.layers.RNN, or Bidirectional, which
+        # hands the kernels of both cells to cuDNN.
+        training = context.get_value("training")
+        self.check_bound(training)
+        return ops.cast(self.effective(name, training), self.compute_dtype)
 
     def set_theta(self, variable):
         self.__dict__["_" + name] = variable
@@ -264,6 +314,9 @@ def sparse_layer(cls):
 
     @functools.wraps(keras_build)  # Keras reads the names of build's arguments
     def build(self, *args, **kwargs):
+        if self.quantization_mode is not None:
+            raise ValueError(f"Layer '{self.name}' has the quantized dtype policy "
+                             f"{self.dtype_policy.name!r}: sparsify before quantizing.")
         keras_build(self, *args, **kwargs)
         self.after_build()
 

@@ -42,6 +42,12 @@ class SparseRNN:
         self._tracker.untrack(cell)
         self.cell = self.CELL.from_config(config)
 
+    @staticmethod
+    def unsaved_config(layer):
+        if "use_cudnn" not in layer.__dict__:  # SimpleRNN
+            return {}
+        return {"implementation": layer.cell.implementation, "use_cudnn": layer.use_cudnn}
+
     def after_build(self):
         """Nothing to add: the cell has the state."""
 
@@ -55,7 +61,8 @@ class SparseRNN:
                                 training=training)
 
     def get_config(self):
-        return {**super().get_config(), "method": serialize_methods(self.methods)}
+        return {**super().get_config(), **self.unsaved_config(self),
+                "method": serialize_methods(self.methods)}
 
 
 @sparse_layer
