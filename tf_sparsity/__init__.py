@@ -8,11 +8,12 @@ from tf_sparsity.optimizer import SparseOptimizer
 from tf_sparsity.report import SparsityReport, report
 from tf_sparsity.schedule import ConstantSparsity, PolynomialDecay, Ramp
 from tf_sparsity.selection import exclude
+from tf_sparsity.tfmot import TFMOTPruning  # imports TFMOT only when one is made
 from tf_sparsity.update import update
 
 __version__ = "0.1.0"
 
 __all__ = ["ConstantSparsity", "ContinuousSparsification", "MagnitudePruning", "MaskMethod",
            "Method", "PolynomialDecay", "Ramp", "RandomPruning", "SparseOptimizer",
-           "SparsityReport", "callbacks", "exclude", "layers", "report", "sparsify", "strip",
-           "update"]
+           "SparsityReport", "TFMOTPruning", "callbacks", "exclude", "layers", "report",
+           "sparsify", "strip", "update"]

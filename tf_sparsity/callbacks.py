@@ -90,7 +90,7 @@ class SparsityUpdate(keras.callbacks.Callback):
                 self.updater.run(self.probe_batches)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.updater.run(self.probe_batches)
+        self.updater.end_epoch(self.probe_batches)
 
     def on_train_end(self, logs=None):
         self.updater.run(self.probe_batches)

@@ -248,8 +248,12 @@ class MaskMethod(Method):
             slot.state["mask"].assign(mask)
 
     def update_in_step(self, slots, step):
-        """For `compiled` methods: updates the masks inside the step, `step` being a tensor."""
+        """For `compiled` methods: updates the masks inside the step, `step` being a tensor.
+        Each slot's state has a further array of the weight's shape, "spare", for their use."""
         raise NotImplementedError
+
+    def end_epoch(self, slots, step):
+        """For `compiled` methods: runs eagerly after the last step of an epoch of `fit`."""
 
     def get_config(self):
         return {"schedule": keras.saving.serialize_keras_object(self.schedule),

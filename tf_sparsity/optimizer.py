@@ -128,6 +128,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                      for key, spec in self.method.state(kernel).items()}
             if self.method.needs_probe:
                 state["gradient"] = self._add_state(kernel, "gradient", Spec(kernel.shape))
+            if self.method.compiled:
+                state["spare"] = self._add_state(kernel, "spare", Spec(kernel.shape))
             self.states.append(state)
 
     def _add_state(self, kernel, key, spec):

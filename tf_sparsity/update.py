@@ -29,19 +29,18 @@ class Updater:
             layer.bound = self
         if optimizer is not None:
             self._build_optimizer()
-            optimizer.bind(self)
         self.calls = 0
         self.rebase()
 
     def _build_optimizer(self):
         """Masks must exist before the first step; a model without variables yet has to wait."""
-        if self.model is None or not self.model.built or self.model.optimizer.built:
-            return
         scope = contextlib.nullcontext()
-        if keras.backend.backend() == "tensorflow":
+        if self.model is not None and keras.backend.backend() == "tensorflow":
             scope = self.model.distribute_strategy.scope()
         with scope:
-            self.model.optimizer.build(self.model.trainable_variables)
+            if self.model is not None and self.model.built and not self.model.optimizer.built:
+                self.model.optimizer.build(self.model.trainable_variables)
+            self.optimizer.bind(self)  # creates the masks: a strategy must know them
 
     def find(self):
         """The kernels of the model, for the optimizer to bind its variables to."""
@@ -64,7 +63,9 @@ class Updater:
         pairs = []
         if self.layers:
             pairs += [(f.method, f.slot) for f in find(self.model) if f.method is not None]
-        if self.optimizer is not None and not self.optimizer.method.compiled:
+        # A compiled method updates its masks in the optimizer's step, all but the first.
+        if self.optimizer is not None and (self.updated < 0
+                                           or not self.optimizer.method.compiled):
             pairs += [(self.optimizer.method, slot) for slot in self.optimizer.slots]
         return pairs
 
@@ -102,13 +103,17 @@ class Updater:
         for method, slots in group_by_method(self.slots()):
             if method.due(self.updated, step):
                 method.update(slots, step, self.probe(method, probe_batches))
-        if self.optimizer is not None and self.optimizer.method.compiled and self.updated < 0:
-            self.optimizer.method.update_in_step(self.optimizer.slots, step)
         if self.optimizer is not None and self.optimizer.built:
             self.optimizer.project()
         if self.layers or (self.optimizer is not None and self.optimizer.built):
             self.updated = step
             self.store()
+
+    def end_epoch(self, probe_batches=None):
+        """`run`, at the end of an epoch of `fit`."""
+        if self.optimizer is not None and self.optimizer.method.compiled:
+            self.optimizer.method.end_epoch(self.optimizer.slots, self.now())
+        self.run(probe_batches)
 
     def probe(self, method, probe_batches):
         """{path: dense gradient} for a method that needs it: of a probe batch, or of the
