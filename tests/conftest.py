@@ -1,4 +1,4 @@
-"""What every test has: a quiet TensorFlow on the CPU, the backend of KERAS_BACKEND, a fixed seed."""
+"""What every test has: a quiet TensorFlow on the CPU, the backend of KERAS_BACKEND, a seed."""
 
 import os
 

@@ -109,7 +109,7 @@ def test_unknown_length_gives_no_warning():
         while True:
             yield X[:4], Y[:4]
 
-    model = model_of(ts.PolynomialDecay(0.0, 0.8, 0, 16))
+    model = model_of(ts.PolynomialDecay(0.0, 0.8, 0, 12))
     # steps_per_epoch makes the length known; a finite generator's is not
     model.fit((batch for batch, _ in zip(endless(), range(16))), verbose=0, shuffle=False,
               callbacks=[ts.callbacks.SparsityUpdate()])
@@ -308,3 +308,56 @@ def test_two_methods_in_one_model_and_a_layer_sparsified_later():
     report = ts.report(model)
     assert report.step == 1
     assert [(r.name, r.zeros) for r in report.rows] == [("a/kernel", 50), ("b/kernel", 10)]
+
+
+def test_sparse_layers_in_a_subclassed_model():
+    """TensorFlow builds it in the first step: the update at step 0 is made after that step."""
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            method = ts.MagnitudePruning(ts.PolynomialDecay(0.0, 0.8, 0, 4, frequency=2))
+            self.a = ts.layers.SparseDense(10, method=method)
+            self.b = ts.layers.SparseDense(4, method=method)
+
+        def call(self, x, training=None):
+            return self.b(self.a(x, training=training), training=training)
+
+    model = Model()
+    model.compile("sgd", "mse")
+    fit(model)
+    assert [row.zeros for row in ts.report(model).rows] == [80, 32]
+
+
+def test_weight_decay_spares_gates_that_are_built_in_the_first_step():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = ts.layers.SparseDense(
+                4, method=ts.ContinuousSparsification(8, s0=0.5, scale=0.0))
+
+        def call(self, x, training=None):
+            return self.dense(x, training=training)
+
+    model = Model()
+    model.compile(keras.optimizers.AdamW(0.01, weight_decay=0.5), "mse")
+    fit_on_zeros = (np.zeros((32, 10), "float32"), np.zeros((32, 4), "float32"))
+    model.fit(*fit_on_zeros, batch_size=4, verbose=0, callbacks=[ts.callbacks.SparsityUpdate()])
+    np.testing.assert_array_equal(model.dense.state["kernel"]["s"], np.full((10, 4), 0.5, "float32"))
+
+
+def test_data_loss_is_the_loss_without_the_penalty():
+    """Learning rate 0: nothing moves but beta, 1 in the first epoch and 9 at its end. The penalty
+    is lambda sum sigmoid(beta s) and the data's loss that of the soft mask (validation: hard)."""
+    method = ts.ContinuousSparsification(8, final_beta=9.0, s0=0.5, scale=0.1, frequency=8)
+    model = model_of(None, keras.optimizers.SGD(0.0), method=method)
+    history = fit(model, epochs=2, validation_data=(X, Y), callbacks=[
+        ts.callbacks.SparsityLogger()]).history
+    kernel, bias = (ops.convert_to_numpy(v) for v in model.get_layer("dense").weights[:2])
+
+    def mse(gate):
+        return np.mean((X @ (kernel * gate) + bias - Y) ** 2)
+
+    soft = [1 / (1 + np.exp(-beta * 0.5)) for beta in (1.0, 9.0)]
+    np.testing.assert_allclose(history["data_loss"], [mse(g) for g in soft], rtol=1e-5)
+    np.testing.assert_allclose(history["loss"], [mse(g) + 0.1 * 40 * g for g in soft], rtol=1e-5)
+    np.testing.assert_allclose(history["val_data_loss"], [mse(1.0)] * 2, rtol=1e-5)

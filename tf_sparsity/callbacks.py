@@ -7,6 +7,8 @@ import warnings
 import keras
 
 from tf_sparsity import probes
+from tf_sparsity.method import Kernel
+from tf_sparsity.optimizer import innermost
 from tf_sparsity.report import sparsity
 from tf_sparsity.tensorboard import SparsityTensorBoard
 from tf_sparsity.update import Updater, find_sparse_optimizer
@@ -56,7 +58,8 @@ class SparsityUpdate(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         # Before any callback loads a checkpoint: a SparseOptimizer's masks must exist by then.
-        self.updater = Updater(self.model, find_sparse_optimizer(model.optimizer))
+        self.updater = Updater(self.model, find_sparse_optimizer(model),
+                               probe_batches=self.probe_batches)
 
     def on_train_begin(self, logs=None):
         updater = self.updater
@@ -64,10 +67,9 @@ class SparsityUpdate(keras.callbacks.Callback):
             raise ValueError(f"Model '{self.model.name}' has no sparse layer and was not compiled "
                              "with ts.SparseOptimizer, so SparsityUpdate has nothing to update. "
                              "Call ts.sparsify(model, method) and compile its result.")
-        for method in updater.methods():
-            if method.needs_probe and self.probe_batches is None and updater.optimizer is None:
-                raise ValueError(f"{type(method).__name__} needs the gradients of a batch: pass "
-                                 "SparsityUpdate(probe_data=(x, y)).")
+        updater.check_probe()
+        if updater.took_over:  # a train function whose trace failed cannot be traced again
+            self.model.make_train_function(force=True)
         self._exclude_from_weight_decay()
         self.epoch_base = None
 
@@ -75,10 +77,8 @@ class SparsityUpdate(keras.callbacks.Callback):
         updater = self.updater
         if self.epoch_base is None:  # other callbacks have loaded their checkpoints by now
             updater.rebase()
-            for layer in updater.layers:
-                updater.after_load(layer)
             self._warn_if_too_short(epoch)
-            updater.run(self.probe_batches)
+            updater.run()
         self.epoch_base = updater.now()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -87,37 +87,38 @@ class SparsityUpdate(keras.callbacks.Callback):
         if self.updater.due(self.epoch_base + batch + 1):
             self.model  # noqa: B018  on JAX this brings the trained state back
             if self.updater.due(self.updater.now()):
-                self.updater.run(self.probe_batches)
+                self.updater.run()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.updater.end_epoch(self.probe_batches)
+        self.updater.end_epoch()
 
     def on_train_end(self, logs=None):
-        self.updater.run(self.probe_batches)
+        self.updater.run()
 
     def _exclude_from_weight_decay(self):
-        variables = [slot.state[key]
-                     for layer in self.updater.layers for method, slot in layer.slots()
-                     for key, spec in method.state(slot.kernel).items() if not spec.decay]
-        if not variables:
+        # By name: TensorFlow builds the variables of a subclassed model in its first step only.
+        anywhere = Kernel("", (1, 1), ("in", "out"))
+        names = {rf"\b{name}_{key}(:0)?$" for layer in self.updater.layers
+                 for name, method in layer.methods.items()
+                 for key, spec in method.state(anywhere).items() if not spec.decay}
+        if not names:
             return
-        optimizer = self.model.optimizer
-        while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        # Keras replaces the earlier exclusions by the new ones; ours are added to them.
-        before = set(optimizer.__dict__.get("_exclude_from_weight_decay") or ())
+        optimizer = innermost(self.model.optimizer)
+        # Keras replaces earlier exclusions by new ones; ours are added to the user's.
+        chosen = set(optimizer.__dict__.get("_exclude_from_weight_decay") or ())
         pattern = optimizer.__dict__.get("_exclude_from_weight_decay_pattern")
-        optimizer.exclude_from_weight_decay(
-            var_list=variables, var_names=None if pattern is None else [pattern.pattern])
-        optimizer._exclude_from_weight_decay |= before
+        if pattern is not None:
+            names = {pattern.pattern, *(n for n in names if n not in pattern.pattern)}
+        optimizer.exclude_from_weight_decay(var_names=sorted(names))
+        optimizer._exclude_from_weight_decay |= chosen
 
     def _warn_if_too_short(self, epoch):
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
         if steps is None or epochs is None:
             return
-        accumulate = self.model.optimizer.gradient_accumulation_steps or 1
+        accumulate = innermost(self.model.optimizer).gradient_accumulation_steps or 1
         end = self.updater.now() + steps * (epochs - epoch) // accumulate
-        for method in self.updater.methods():
+        for method in self.updater.methods:
             last = method.last_step
             if last is not None and self.updater.updated < last and end < last:
                 warnings.warn(
@@ -135,7 +136,9 @@ class SparsityLogger(keras.callbacks.Callback):
     `SparsityUpdate` and before the callbacks that read `logs`.
 
     The zeros are counted at the end of each epoch and after each update of the masks; the batches
-    in between repeat the last number.
+    in between repeat the last number. With a method that has a penalty, `data_loss` (and
+    `val_data_loss`) is the epoch's loss without the mean of that penalty over its steps: a
+    smaller last batch counts as a whole step in this mean.
 
     Warns:
       UserWarning: when training begins, if it finds another order of callbacks.
@@ -172,6 +175,14 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self.sparsity is None:  # checkpoints are loaded, and begin_step=0 has pruned
             self._count()
+        self._read_penalty()
+        self.penalties = {}
+
+    def on_test_begin(self, logs=None):
+        self.penalties["data_loss"] = self._read_penalty()
+
+    def on_test_end(self, logs=None):
+        self.penalties["val_data_loss"] = self._read_penalty()
 
     def on_train_batch_end(self, batch, logs=None):
         if self._updated() != self.counted_at:
@@ -181,6 +192,14 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._count()
         logs["sparsity"] = self.sparsity
+        if not self.penalties:  # no validation, which keeps sums of its own
+            self.penalties["data_loss"] = self._read_penalty()
+        for name, penalty in self.penalties.items():
+            if penalty is not None:
+                logs[name] = logs[name.replace("data_loss", "loss")] - penalty
+
+    def _read_penalty(self):
+        return None if self.updater is None else self.updater.read_penalty()
 
     def _updated(self):
         """The step of the last update, a Python number: reading it touches no variable."""

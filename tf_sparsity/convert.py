@@ -11,7 +11,8 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from tf_sparsity import selection
 from tf_sparsity.kernels import find, is_graph
-from tf_sparsity.layers import REPLACEMENTS, SparseLayer
+from tf_sparsity.layers import REPLACEMENTS, SPARSE_CLASSES, SparseLayer
+from tf_sparsity.layers.base import activations_of
 from tf_sparsity.method import STEP, UPDATED, Method, group_by_method
 
 
@@ -158,22 +159,24 @@ def _sparse(layer, methods):
         return None
     if type(layer) in REPLACEMENTS:
         return REPLACEMENTS[type(layer)].from_config({**_config(layer), "method": methods})
-    return type(layer).from_config({**layer.get_config(), "method": {**layer.methods, **methods}})
+    return type(layer).from_config({**_config(layer), "method": {**layer.methods, **methods}})
 
 
 def _plain(layer):
-    if type(layer) not in REPLACEMENTS.values():
+    if type(layer) not in SPARSE_CLASSES:
         return None
-    config = layer.get_config()
+    config = _config(layer)
     del config["method"]
     return type(layer).keras_class.from_config(config)
 
 
 def _config(layer):
-    """`layer.get_config()` and what Keras leaves out of it."""
+    """`layer.get_config()`, for copies: with what Keras leaves out of it."""
     config = layer.get_config()
     if type(layer) in REPLACEMENTS:
         config.update(REPLACEMENTS[type(layer)].unsaved_config(layer))
+    if type(layer).__module__.startswith(("keras.", "tf_sparsity.")):
+        config.update((k, v) for k, v in activations_of(layer).items() if k in config)
     return config
 
 
@@ -190,7 +193,9 @@ def _clone(model, replace):
         if not isinstance(layer, keras.Layer):
             return layer  # an operation of keras.ops holds no weights
         if is_graph(layer):
-            new = keras.models.clone_model(layer, clone_function=copy)
+            inputs = None if isinstance(layer, keras.Sequential) else keras.tree.map_structure(
+                lambda t: copy(t._keras_history.operation).output, layer.input)
+            new = keras.models.clone_model(layer, input_tensors=inputs, clone_function=copy)
             new._trainable = layer._trainable  # the setter would reach into all its layers
             return new
         try:
@@ -221,7 +226,8 @@ def _clone(model, replace):
                 new.load_assets(folder)
         return new
 
-    with _uncompiled(model), SafeModeScope(False):  # lambdas of a live model are no danger
+    with _uncompiled(model), SafeModeScope(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*lambda")  # those of a live model are no danger
         new_model = make(model)
     for old, new in copies.values():
         if isinstance(old, keras.Layer) and not is_graph(old):
@@ -253,7 +259,7 @@ def _copy_variables(old_layer, new_layer):
 
 def _own_copy(array):
     """Memory of its own: JAX gives the buffers of a model's variables away in each step."""
-    return np.array(ops.convert_to_numpy(array))
+    return np.array(ops.convert_to_numpy(ops.convert_to_tensor(array)))
 
 
 def _continue_clock(model):

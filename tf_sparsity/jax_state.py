@@ -1,4 +1,4 @@
-"""Keeps a model alive when its first trace on JAX fails with one of our errors."""
+"""Keeps a model alive when the first trace of its train step fails with one of our errors."""
 
 import sys
 
@@ -6,22 +6,26 @@ import keras
 
 
 def give_back():
-    """Puts the arrays of the running train step back into the model's variables.
+    """Brings the model that is being trained into the state it had before the trace.
 
-    Keras' JAX trainer takes the arrays out of the variables before it traces the train step,
-    and an error inside the trace leaves the model without weights. They are still in the frame
-    of the trainer that called us; the user shall be able to correct the call and train on.
+    The user shall be able to correct the call and train on. Three things stand against it, and
+    all of them are found in the frames of our callers:
+    - Keras' JAX trainer takes the arrays out of the variables before it traces the train step;
+    - a `tf.function` initializes the variables made in its first trace when that is complete;
+    - a `tf.function` whose first trace failed computes nothing when it is called again.
     """
-    if keras.backend.backend() != "jax":
-        return
     frame = sys._getframe()
     while frame is not None:
-        model, state = frame.f_locals.get("self"), frame.f_locals.get("state")
-        if isinstance(model, keras.Model) and frame.f_code.co_name in ("fit", "train_on_batch"):
-            kinds = (model.trainable_variables, model.non_trainable_variables,
-                     model.optimizer.variables, model.metrics_variables)
-            for variables, arrays in zip(kinds, state):
-                for variable, array in zip(variables, arrays):
-                    variable._value = array
-            return
+        owner, local = frame.f_locals.get("self"), frame.f_locals
+        if frame.f_code.co_name == "_initialize" and local.get("add_initializers_to"):
+            owner._initialize_uninitialized_variables(local["add_initializers_to"])
+        elif (isinstance(owner, keras.Model)
+              and frame.f_code.co_name in ("fit", "train_on_batch")):
+            owner.train_function = None
+            if keras.backend.backend() == "jax":
+                kinds = (owner.trainable_variables, owner.non_trainable_variables,
+                         owner.optimizer.variables, owner.metrics_variables)
+                for variables, arrays in zip(kinds, local["state"]):
+                    for variable, array in zip(variables, arrays):
+                        variable._value = array
         frame = frame.f_back

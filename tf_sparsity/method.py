@@ -61,13 +61,39 @@ class Method(ABC):
     Class attributes:
       needs_update: training without `SparsityUpdate` (or `ts.update`) would be wrong.
       needs_probe: `update` wants the gradients of a probe batch.
+      has_penalty: `penalty` adds to the loss.
       needs_seed: the forward pass draws random numbers.
       trainable_state: the state is trained by gradients, so only layers can host the method.
       preserves_outputs: `sparsify` leaves the model's outputs as they were.
+
+    Example:
+
+    ```python
+    import keras
+    import tf_sparsity as ts
+
+    class HardThreshold(ts.Method):
+        def __init__(self, limit):
+            self.limit = limit
+
+        def state(self, kernel):
+            return {}
+
+        def weight(self, theta, state, *, training, seed=None):
+            return theta * keras.ops.cast(keras.ops.abs(theta) > self.limit, theta.dtype)
+
+        def get_config(self):
+            return {"limit": self.limit}
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model.layers[0].kernel.assign(keras.ops.reshape(keras.ops.arange(32.0), (8, 4)))
+    assert ts.report(ts.sparsify(model, HardThreshold(limit=7.0))).sparsity == 0.25
+    ```
     """
 
     needs_update = False
     needs_probe = False
+    has_penalty = False
     needs_seed = False
     trainable_state = False
     preserves_outputs = True
@@ -86,8 +112,8 @@ class Method(ABC):
         return linear(x, self.weight(theta, state, training=training, seed=seed))
 
     def penalty(self, theta, state):
-        """A float32 scalar added once per step to the loss, or None."""
-        return None
+        """A float32 scalar added to the loss, once per slot and step; for `has_penalty`."""
+        raise NotImplementedError(f"{type(self).__name__} has no penalty")
 
     def keep(self, theta, state):
         """A tensor of theta's shape whose zeros are the pruned weights: what reports count."""
@@ -154,6 +180,19 @@ class MaskMethod(Method):
 
     Raises:
       ValueError: for a pattern, distribution or `min_keep` that the schedule cannot meet.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import tf_sparsity as ts
+
+    class LargestFirst(ts.MaskMethod):
+        def scores(self, weight, gradient, seed):
+            return -np.abs(weight)
+
+    method = LargestFirst(ts.ConstantSparsity(0.5, begin_step=0), distribution="global")
+    ```
     """
 
     needs_update = True

@@ -27,8 +27,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         contains `kernel` or `embeddings`. A regular expression may name any array of rank >= 2.
 
     Raises:
-      TypeError: if `inner` is no Keras optimizer.
-      ValueError: for a method with trainable state or `revive=True`, which need layers.
+      ValueError: if `inner` is no Keras optimizer; for a method with trainable state or
+        `revive=True`, which need layers.
 
     Example:
 
@@ -49,8 +49,6 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def __init__(self, inner, method, *, select=None, name="sparse_optimizer"):
         inner = keras.optimizers.get(inner)
-        if not isinstance(inner, keras.optimizers.Optimizer):
-            raise TypeError(f"inner must be a keras.optimizers.Optimizer. Received: {inner!r}")
         if not isinstance(method, MaskMethod):
             raise ValueError(
                 f"{type(method).__name__} learns its sparsity with trainable state, which an "
@@ -71,6 +69,12 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def bind(self, updater):
         """Lets `updater` take charge; `updater.find()` names the layer of each variable."""
+        known = {self._var_key(v) for v in self._trainable_variables}
+        if self.built and any(self._var_key(v) not in known for v in updater.trainable_variables):
+            raise ValueError(
+                f"This SparseOptimizer was built for other variables than those of model "
+                f"'{updater.model.name}', and its masks belong to them. Compile the model with a "
+                "new ts.SparseOptimizer.")
         self.bound = updater
         if self.built and self.layout is None:
             self._resolve()
@@ -81,9 +85,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.build(variables)
         super().build(variables)
         # [optimizer updates over the model's life, the last step whose updates have run]
-        self.clock = self.add_variable((2,), dtype="int32", name="sparsity_clock",
-                                       aggregation="only_first_replica")
-        self.clock.assign([0, -1])
+        self.clock = self.add_variable(
+            (2,), lambda shape, dtype=None: ops.convert_to_tensor([0, -1], dtype), dtype="int32",
+            name="sparsity_clock", aggregation="only_first_replica")
         if self.layout is not None:
             self._add_slots()
         elif self.bound is not None:
@@ -100,7 +104,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             if entry is not None:
                 candidates.append((index, entry.kernel, entry.layer))
             elif selection.is_kernel_like(variable) or selection.is_pattern(self.select):
-                candidates.append((index, selection.guess_kernel(variable, variable.path), None))
+                path = variable.path.removeprefix(self.bound.prefix)
+                candidates.append((index, selection.guess_kernel(variable, path), None))
         chosen = selection.choose(self.select, [k.path for _, k, _ in candidates],
                                   [layer for _, _, layer in candidates])
         layout = [(i, kernel) for (i, kernel, _), c in zip(candidates, chosen) if c]
@@ -127,15 +132,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             state = {key: self._add_state(kernel, key, spec)
                      for key, spec in self.method.state(kernel).items()}
             if self.method.needs_probe:
-                state["gradient"] = self._add_state(kernel, "gradient", Spec(kernel.shape))
+                # each replica sees the gradient of its share of the batch
+                state["gradient"] = self._add_state(kernel, "gradient", Spec(kernel.shape), "sum")
             if self.method.compiled:
                 state["spare"] = self._add_state(kernel, "spare", Spec(kernel.shape))
             self.states.append(state)
 
-    def _add_state(self, kernel, key, spec):
+    def _add_state(self, kernel, key, spec, aggregation="only_first_replica"):
         return self.add_variable(spec.shape, initializer=spec.initializer, dtype="float32",
                                  name=f"{kernel.path.replace('/', '_')}_{key}",
-                                 aggregation="only_first_replica")
+                                 aggregation=aggregation)
 
     # ---- the compiled step
 
@@ -152,27 +158,43 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 "ts.update(model) (or ts.update(optimizer)) once before the first step and "
                 "after every step.")
         variables = list(trainable_variables or self._trainable_variables)
-        grads = list(grads)
-        position = {id(v): i for i, v in enumerate(variables)}
-        for slot in self.slots:
-            i = position.get(id(slot.theta))
-            if i is None or grads[i] is None:
-                continue
-            if "gradient" in slot.state:
-                slot.state["gradient"].assign(ops.cast(ops.convert_to_tensor(grads[i]), "float32"))
-            if not self.method.dense_gradients:
+        dense, grads = list(grads), list(grads)
+        position = {self._var_key(v): i for i, v in enumerate(variables)}
+        slots = [(slot, position[key]) for slot in self.slots
+                 if (key := self._var_key(slot.theta)) in position
+                 and grads[position[key]] is not None]
+        if not self.method.dense_gradients:
+            for slot, i in slots:
                 grads[i] = ops.multiply(grads[i], ops.cast(slot.state["mask"], grads[i].dtype))
+        scale = self.scale_loss(1.0)
         before = self.inner_optimizer.iterations + 0  # a copy: the variable itself will move
-        self.inner_optimizer.apply(grads, variables)
+        self._apply_inner(grads, variables)
         done = ops.cast(self.inner_optimizer.iterations - before, "int32")
         self.clock.assign(self.clock + ops.stack([done, ops.zeros_like(done)]))
+        if self.method.needs_probe:
+            for slot, i in slots:
+                old = ops.convert_to_tensor(slot.state["gradient"])
+                gradient = ops.zeros_like(old) + ops.cast(dense[i], "float32")  # may be sparse
+                slot.state["gradient"].assign(ops.where(done > 0, gradient / scale, old))
         if self.method.compiled:
             self.method.update_in_step(self.slots, self.clock[STEP])
         self.project()
 
+    def _apply_inner(self, grads, variables):
+        inner = self.inner_optimizer
+        if (keras.backend.backend() != "jax"
+                or not isinstance(inner, keras.optimizers.LossScaleOptimizer)):
+            inner.apply(grads, variables)
+            return
+        # Its `apply` assigns inside a branch, which JAX cannot trace; its stateless form can.
+        new, state = inner.stateless_apply([v.value for v in inner.variables], grads,
+                                           [v.value for v in variables])
+        for variable, array in zip(variables + inner.variables, list(new) + list(state)):
+            variable.assign(array)
+
     def project(self):
         """Sets the pruned weights to zero, and their moving averages too."""
-        inner = self._innermost()
+        inner = innermost(self)
         for slot in self.slots:
             arrays = [slot.theta]
             if inner.use_ema:
@@ -187,14 +209,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
-        if self._innermost().use_ema:
+        if innermost(self).use_ema:
             self.project()  # the averages have just overwritten the weights
-
-    def _innermost(self):
-        inner = self.inner_optimizer
-        while isinstance(inner, keras.optimizers.LossScaleOptimizer):
-            inner = inner.inner_optimizer
-        return inner
 
     # ---- what the inner optimizer answers
 
@@ -218,7 +234,27 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         return self.inner_optimizer.scale_loss(loss)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        self._innermost().exclude_from_weight_decay(var_list, var_names)
+        innermost(self).exclude_from_weight_decay(var_list, var_names)
+
+    @property
+    def loss_scale_factor(self):
+        return self.inner_optimizer.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor):
+        inner = self.__dict__.get("inner_optimizer")
+        if isinstance(inner, keras.optimizers.LossScaleOptimizer):  # said by one around this one
+            raise ValueError(
+                "The loss would be scaled twice, by a LossScaleOptimizer inside SparseOptimizer "
+                "and by one around it. compile() under mixed_float16 adds the latter: pass "
+                "SparseOptimizer(inner) without one, LossScaleOptimizer(SparseOptimizer(inner)) "
+                "for other settings of it, or compile(..., auto_scale_loss=False).")
+        if inner is not None:
+            inner.loss_scale_factor = factor
+
+    @property
+    def _model_variables_moving_average(self):
+        return innermost(self)._model_variables_moving_average  # SwapEMAWeights asks for it
 
     # ---- the clock, saving, configuration
 
@@ -248,6 +284,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if isinstance(select, selection.Exclude):
             select = select._asdict()
         elif callable(select):
+            if self.layout is None:
+                raise ValueError(
+                    f"select={select!r} cannot be saved, and what it selects is not known before "
+                    "training begins. Call ts.update(model) or fit first, or select by regular "
+                    "expression.")
             select = None  # the layout says what it chose
         return {"name": self.name,
                 "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
@@ -264,9 +305,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         config["inner"] = keras.saving.deserialize_keras_object(config["inner"], custom_objects)
         config["method"] = keras.saving.deserialize_keras_object(config["method"], custom_objects)
         if isinstance(config["select"], dict):
-            config["select"] = selection.Exclude(**config["select"])
+            patterns, first, last = config["select"].values()
+            config["select"] = selection.Exclude(tuple(patterns), first, last)
         optimizer = cls(**config)
         if layout is not None:
             optimizer.layout = [(i, Kernel(path, tuple(shape), tuple(axes)))
                                 for i, path, shape, axes in layout]
         return optimizer
+
+
+def innermost(optimizer):
+    """The optimizer that trains the weights, inside SparseOptimizer and LossScaleOptimizer."""
+    while isinstance(optimizer, (SparseOptimizer, keras.optimizers.LossScaleOptimizer)):
+        optimizer = optimizer.inner_optimizer
+    return optimizer

@@ -1,10 +1,10 @@
 """Dense gradients of the data loss on a probe batch: the only file with a backend switch."""
 
-import keras
-from keras import ops
+import contextlib
 
-from tf_sparsity.convert import plain_twin
-from tf_sparsity.kernels import find, is_graph
+import keras
+from keras import ops, tree
+
 from tf_sparsity.layers import SparseLayer
 
 
@@ -24,18 +24,19 @@ def batches(probe_data):
                              "be iterated again.")
 
 
-def gradients(model, x, y):
-    """{kernel path: dense gradient}: dL/d(weight), L the compiled loss without penalties.
+def gradients(model, variables, x, y):
+    """dL/d(weight) of each variable, L the compiled loss without penalties.
 
     Args:
-      model: a compiled model; sparse layers are evaluated with their effective weights, in
-        evaluation mode (running statistics of BatchNormalization, no dropout).
-      x: inputs of one batch.
-      y: targets of one batch.
+      model: a compiled model; it is run in evaluation mode (running statistics of
+        BatchNormalization, no dropout), and nothing in it is changed.
+      variables: trainable variables of the model. For theta of a sparse layer the gradient is
+        that with respect to the effective weight, so that pruned weights have theirs too.
+      x: inputs of one batch, as the model takes them.
+      y: targets of one batch, as the loss takes them.
 
     Returns:
-      dict from kernel path to a NumPy array of the kernel's shape; pruned weights have their
-      gradient too.
+      list of NumPy arrays in the shapes of `variables`.
 
     Raises:
       ValueError: if the model is not compiled with a loss.
@@ -43,33 +44,47 @@ def gradients(model, x, y):
     if not model.compiled or model._compile_loss is None:
         raise ValueError("The gradients of a probe batch need a loss: compile the model with one "
                          "before fit.")
-    sparse = any(isinstance(layer, SparseLayer) for layer in model._flatten_layers())
-    twin = plain_twin(model) if sparse and is_graph(model) else model
     # a loss object of its own, so that the model's loss metrics are not touched
-    loss = type(model._compile_loss)(model._compile_loss._user_loss,
-                                     model._compile_loss._user_loss_weights)
-    variables = twin.trainable_variables
-    values = _gradients(twin, loss, variables, x, y)
-    by_id = {id(v): g for v, g in zip(variables, values)}
-    return {f.kernel.path: by_id[id(f.variable)] for f in find(twin) if id(f.variable) in by_id}
+    used = model._compile_loss
+    loss = type(used)(used._user_loss, used._user_loss_weights, output_names=used.output_names)
+    x, y = tree.map_structure(ops.convert_to_tensor, (x, y))
+    with _straight_through(model):
+        arrays = _gradients(model, loss, variables, x, y)
+    return [ops.convert_to_numpy(array) for array in arrays]
+
+
+@contextlib.contextmanager
+def _straight_through(model):
+    """Inside, sparse layers hand the gradient of the effective weight on to theta."""
+    layers = [l for l in model._flatten_layers() if isinstance(l, SparseLayer)]
+    for layer in layers:
+        layer.straight_through = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.straight_through = False
 
 
 def _gradients(model, loss, variables, x, y):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
         with tf.GradientTape() as tape:
-            value = loss(ops.convert_to_tensor(y), model(x, training=False))
+            value = loss(y, model(x, training=False))
         grads = tape.gradient(value, [v.value for v in variables],
                               unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [ops.convert_to_numpy(g) for g in grads]
+        return [tf.convert_to_tensor(g) for g in grads]  # an embedding's are sparse
     if keras.backend.backend() == "jax":
         import jax
+        trainable = model.trainable_variables
         fixed = [v.value for v in model.non_trainable_variables]
 
-        def value(trainable):
-            outputs, _ = model.stateless_call(trainable, fixed, x, training=False)
-            return loss(ops.convert_to_tensor(y), outputs)
+        def value(arrays):
+            outputs, _ = model.stateless_call(arrays, fixed, x, training=False)
+            return loss(y, outputs)
 
-        return [ops.convert_to_numpy(g) for g in jax.grad(value)([v.value for v in variables])]
+        grads = jax.grad(value)([v.value for v in trainable])
+        of = {id(v): g for v, g in zip(trainable, grads)}
+        return [of[id(v)] for v in variables]
     raise NotImplementedError("Probe gradients are implemented for the TensorFlow and JAX "
                               f"backends, not for {keras.backend.backend()}.")

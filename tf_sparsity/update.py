@@ -1,6 +1,7 @@
 """When updates run: one Updater for a model, driven by the callback or by `ts.update`."""
 
 import contextlib
+import functools
 
 import keras
 from keras import ops
@@ -19,12 +20,16 @@ class Updater:
       model: the model, sparsified or compiled with a SparseOptimizer.
       optimizer: the SparseOptimizer, or None.
       manual: True if `ts.update` drives it, and each call is a step.
+      probe_batches: iterator of (x, y) for methods with `needs_probe`, or None.
     """
 
-    def __init__(self, model, optimizer=None, manual=False):
+    def __init__(self, model, optimizer=None, manual=False, probe_batches=None):
         self.model, self.optimizer, self.manual = model, optimizer, manual
+        self.probe_batches = probe_batches
         self.layers = [] if model is None else [
             l for l in model._flatten_layers() if isinstance(l, SparseLayer)]
+        # Was there nobody to update the model? Then its first trace may have failed already.
+        self.took_over = any(host.bound is None for host in self.hosts)
         for layer in self.layers:
             layer.bound = self
         if optimizer is not None:
@@ -42,6 +47,15 @@ class Updater:
                 self.model.optimizer.build(self.model.trainable_variables)
             self.optimizer.bind(self)  # creates the masks: a strategy must know them
 
+    @property
+    def trainable_variables(self):
+        return [] if self.model is None else self.model.trainable_variables
+
+    @property
+    def prefix(self):
+        """What Keras puts before the paths of a subclassed model's variables."""
+        return "" if self.model is None else f"{self.model.name}/"
+
     def find(self):
         """The kernels of the model, for the optimizer to bind its variables to."""
         return [] if self.model is None else find(self.model)
@@ -51,6 +65,7 @@ class Updater:
         """Is there anything to update? A SparseOptimizer may not be built yet."""
         return bool(self.layers) or self.optimizer is not None
 
+    @functools.cached_property  # asked for after every batch
     def methods(self):
         """Every method in use."""
         methods = [m for layer in self.layers for m in layer.methods.values()]
@@ -73,13 +88,20 @@ class Updater:
 
     def rebase(self):
         """Reads the stored clocks: `now` counts on from here."""
-        clocks = [layer.read_clock() for layer in self.layers]
+        clocks = [layer.read_clock() for layer in self.layers if layer.built]
         if self.optimizer is not None and self.optimizer.built:
             clocks.append(self.optimizer.read_clock())
         self.base = max((c[STEP] for c in clocks), default=0)
         self.updated = min((c[UPDATED] for c in clocks), default=-1)
         self.base_iterations = self.iterations()
         self.calls = 0
+        for host in self.hosts:
+            self.after_load(host)
+
+    @property
+    def hosts(self):
+        """What stores clocks and seed states: sparse layers, and a SparseOptimizer."""
+        return self.layers + ([] if self.optimizer is None else [self.optimizer])
 
     def iterations(self):
         """The optimizer's updates since it was compiled; with `ts.update`, its calls."""
@@ -95,40 +117,62 @@ class Updater:
 
     def due(self, step):
         """Could any update be due by `step`? Touches no variable."""
-        return any(method.due(self.updated, step) for method in self.methods())
+        return any(method.due(self.updated, step) for method in self.methods)
 
-    def run(self, probe_batches=None):
+    def run(self):
         """Runs every update due since the last one, and stores the step."""
         step = self.now()
         for method, slots in group_by_method(self.slots()):
             if method.due(self.updated, step):
-                method.update(slots, step, self.probe(method, probe_batches))
+                method.update(slots, step, self.probe(method, slots, step))
         if self.optimizer is not None and self.optimizer.built:
             self.optimizer.project()
-        if self.layers or (self.optimizer is not None and self.optimizer.built):
+        if all(host.built for host in self.hosts):
             self.updated = step
             self.store()
 
-    def end_epoch(self, probe_batches=None):
+    def end_epoch(self):
         """`run`, at the end of an epoch of `fit`."""
         if self.optimizer is not None and self.optimizer.method.compiled:
             self.optimizer.method.end_epoch(self.optimizer.slots, self.now())
-        self.run(probe_batches)
+        self.run()
 
-    def probe(self, method, probe_batches):
+    def read_penalty(self):
+        """Mean penalty of the steps since this was last read; None where nothing has one."""
+        layers = [layer for layer in self.layers if layer.penalty_sums is not None]
+        return sum(layer.read_penalty() for layer in layers) if layers else None
+
+    def check_probe(self):
+        """Raises if a method of the sparse layers needs a probe batch and there is none."""
+        for layer in self.layers if self.probe_batches is None else []:
+            for method in layer.methods.values():
+                if method.needs_probe:
+                    raise ValueError(
+                        f"{type(method).__name__} needs the gradients of a batch: train with "
+                        "SparsityUpdate(probe_data=(x, y)), or with ts.SparseOptimizer, which "
+                        "sees those of every step.")
+
+    def probe(self, method, slots, step):
         """{path: dense gradient} for a method that needs it: of a probe batch, or of the
         optimizer's last step."""
         if not method.needs_probe:
             return None
-        if probe_batches is not None:
-            return probes.gradients(self.model, *next(probe_batches))
+        if self.probe_batches is not None:
+            gradients = probes.gradients(self.model, [slot.theta for slot in slots],
+                                         *next(self.probe_batches))
+            return {slot.kernel.path: g for slot, g in zip(slots, gradients)}
+        if step == 0:
+            raise ValueError(
+                f"{type(method).__name__} needs gradients for its update at step 0, and no step "
+                "has been made: pass SparsityUpdate(probe_data=(x, y)), or begin_step >= 1.")
         return self.optimizer.last_gradients()
 
     def store(self):
         """Writes the clock into the model's variables."""
         step = self.now()
         for layer in self.layers:
-            layer.write_clock(step, self.updated)
+            if layer.built:
+                layer.write_clock(step, self.updated)
         if self.optimizer is not None and self.optimizer.built:
             self.optimizer.write_updated(self.updated)
 
@@ -144,8 +188,7 @@ class Updater:
 
     def seeds_for(self, host):
         """What `host` saves: the first host carries the states of all seed generators."""
-        hosts = [*self.layers, self.optimizer]
-        if self.model is None or host is not hosts[0]:
+        if self.model is None or host is not self.hosts[0]:
             return {}
         return {f"seed:{i:04d}": ops.convert_to_numpy(seed.state)
                 for i, seed in enumerate(self.seed_generators())}
@@ -164,8 +207,9 @@ class Updater:
         host.saved_seeds = {}
 
 
-def find_sparse_optimizer(optimizer):
-    """The SparseOptimizer inside wrappers such as LossScaleOptimizer, or None."""
+def find_sparse_optimizer(model):
+    """The SparseOptimizer of a compiled model, inside a LossScaleOptimizer or not, or None."""
+    optimizer = model.optimizer if model.compiled else None
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, SparseOptimizer) else None
@@ -200,7 +244,7 @@ def update(model):
     if isinstance(model, SparseOptimizer):
         model, optimizer = None, model
     elif isinstance(model, keras.Model):
-        optimizer = find_sparse_optimizer(model.optimizer)
+        optimizer = find_sparse_optimizer(model)
     else:
         raise TypeError("ts.update expects a sparsified keras.Model or a ts.SparseOptimizer. "
                         f"Received: {model!r}")
@@ -213,10 +257,7 @@ def update(model):
                              "ts.sparsify(model, method) first.")
     else:
         updater.calls += 1
-    waiting = [m for m in updater.methods() if m.needs_probe]
-    if waiting and optimizer is None:
-        raise ValueError(f"{type(waiting[0]).__name__} needs the gradients of a batch: use "
-                         "ts.callbacks.SparsityUpdate(probe_data=(x, y)) or ts.SparseOptimizer.")
+    updater.check_probe()
     updater.run()
 
 

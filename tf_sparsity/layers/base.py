@@ -39,6 +39,13 @@ def serialize_methods(methods):
     return {name: keras.saving.serialize_keras_object(m) for name, m in methods.items()}
 
 
+def activations_of(layer):
+    """The activations as they are: Keras cannot give a lambda or a local function back from its
+    configuration."""
+    return {name: getattr(layer, name) for name in ("activation", "recurrent_activation")
+            if callable(getattr(layer, name, None))}
+
+
 class Linear:
     """A layer's linear map for one kernel, `linear(x, w)`, with w cast to `dtype` first."""
 
@@ -58,6 +65,22 @@ class SparseLayer:
 
     `KERNELS` maps the name of each kernel to the roles of its axes. The method of a kernel may
     be missing: that kernel then stays dense.
+
+    Args:
+      method: a method for all kernels of the layer, or `{kernel name: method}`. All other
+        arguments are those of the Keras layer.
+
+    Example:
+
+    ```python
+    import keras
+    import tf_sparsity as ts
+    method = ts.MagnitudePruning(ts.ConstantSparsity(0.75, begin_step=0))
+    model = keras.Sequential([keras.Input((8,)), ts.layers.SparseDense(4, method=method)])
+    ts.update(model)
+    assert ts.report(model).rows[0].zeros == 24
+    assert keras.ops.count_nonzero(model.layers[0].kernel) == 8
+    ```
     """
 
     KERNELS: dict = {}
@@ -69,6 +92,7 @@ class SparseLayer:
         self.bound = None  # the Updater that has taken charge of this layer's method
         self.saved_seeds = {}
         self.clock = None
+        self.penalty_sums = None
         self._fixed = None
         super().__init__(*args, **kwargs)
         needs_seed = any(m.needs_seed for m in self.methods.values())
@@ -97,6 +121,11 @@ class SparseLayer:
                     name=f"{name}_{key}", shape=spec.shape, initializer=spec.initializer,
                     trainable=spec.trainable, dtype=dtype, autocast=False)
                 for key, spec in method.state(self.kernel_info(name)).items()}
+        if any(method.has_penalty for method in self.methods.values()):
+            # [sum, number] of the penalties since `read_penalty`, for `data_loss` in the logs
+            self.penalty_sums = self.add_weight(
+                name="penalty_sums", shape=(2,), initializer="zeros", trainable=False,
+                dtype="float32", autocast=False, aggregation="only_first_replica")
         # [optimizer updates over the model's life, the last step whose updates have run]
         self.clock = self.add_weight(
             name="sparsity_clock", shape=(2,), dtype="int32", trainable=False,
@@ -187,9 +216,21 @@ class SparseLayer:
 
     def _get_own_losses(self):
         # Keras collects this once per layer and step, however often the layer is called.
+        losses = super()._get_own_losses()
+        if self.penalty_sums is None:
+            return losses
         penalties = [method.penalty(self._theta_tensor(name), self.state[name])
-                     for name, method in self.methods.items()] if self.built else []
-        return super()._get_own_losses() + [p for p in penalties if p is not None]
+                     for name, method in self.methods.items() if method.has_penalty]
+        self.penalty_sums.assign(self.penalty_sums + ops.stack([sum(penalties), 1.0]))
+        return losses + penalties
+
+    def read_penalty(self):
+        """Mean of the layer's penalty over the steps since this was last read."""
+        if self.penalty_sums is None:
+            return 0.0
+        total, steps = ops.convert_to_numpy(self.penalty_sums)
+        self.penalty_sums.assign([0.0, 0.0])
+        return float(total) / max(float(steps), 1.0)
 
     # ---- saving, by name
 
@@ -245,7 +286,8 @@ class SparseLayer:
 
     def _dense_variables(self):
         """The variables that the Keras layer has too, in its order."""
-        state = {id(v) for s in self.state.values() for v in s.values()} | {id(self.clock)}
+        state = {id(v) for s in self.state.values() for v in s.values()}
+        state |= {id(self.clock), id(self.penalty_sums)}
         return [v for v in self._own_variables() if id(v) not in state]
 
     # ---- configuration

@@ -2,7 +2,8 @@
 
 import keras
 
-from tf_sparsity.layers.base import SparseLayer, serialize_methods, sparse_layer
+from tf_sparsity.layers.base import (
+    SparseLayer, activations_of, serialize_methods, sparse_layer)
 
 GATES = {"kernel": ("in", "out"), "recurrent_kernel": ("in", "out")}
 
@@ -36,7 +37,7 @@ class SparseRNN:
     def __init__(self, *args, method, **kwargs):
         super().__init__(*args, **kwargs)
         cell = self.cell
-        config = {**cell.get_config(), "method": method}
+        config = {**cell.get_config(), **activations_of(cell), "method": method}
         if self.CELL is not SparseSimpleRNNCell:
             config["implementation"] = cell.implementation  # absent from Keras' own config
         self._tracker.untrack(cell)

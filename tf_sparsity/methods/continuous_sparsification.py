@@ -46,6 +46,7 @@ class ContinuousSparsification(Method):
 
     needs_update = True
     trainable_state = True
+    has_penalty = True
 
     def __init__(self, anneal_steps, *, final_beta=200.0, s0=0.0, scale=1e-8, rescale=False,
                  frequency=None):
