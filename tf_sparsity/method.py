@@ -89,30 +89,6 @@ class Method(ABC):
     model.layers[0].kernel.assign(keras.ops.reshape(keras.ops.arange(32.0), (8, 4)))
     assert ts.report(ts.sparsify(model, HardThreshold(limit=7.0))).sparsity == 0.25
     ```
-
-    Example:
-
-    ```python
-    import keras
-    import tf_sparsity as ts
-
-    class HardThreshold(ts.Method):
-        def __init__(self, limit):
-            self.limit = limit
-
-        def state(self, kernel):
-            return {}
-
-        def weight(self, theta, state, *, training, seed=None):
-            return theta * keras.ops.cast(keras.ops.abs(theta) > self.limit, theta.dtype)
-
-        def get_config(self):
-            return {"limit": self.limit}
-
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-    model.layers[0].kernel.assign(keras.ops.reshape(keras.ops.arange(32.0), (8, 4)))
-    assert ts.report(ts.sparsify(model, HardThreshold(limit=7.0))).sparsity == 0.25
-    ```
     """
 
     needs_update = False
@@ -204,19 +180,6 @@ class MaskMethod(Method):
 
     Raises:
       ValueError: for a pattern, distribution or `min_keep` that the schedule cannot meet.
-
-    Example:
-
-    ```python
-    import numpy as np
-    import tf_sparsity as ts
-
-    class LargestFirst(ts.MaskMethod):
-        def scores(self, weight, gradient, seed):
-            return -np.abs(weight)
-
-    method = LargestFirst(ts.ConstantSparsity(0.5, begin_step=0), distribution="global")
-    ```
 
     Example:
 

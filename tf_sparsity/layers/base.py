@@ -81,22 +81,6 @@ class SparseLayer:
     assert ts.report(model).rows[0].zeros == 24
     assert keras.ops.count_nonzero(model.layers[0].kernel) == 8
     ```
-
-    Args:
-      method: a method for all kernels of the layer, or `{kernel name: method}`. All other
-        arguments are those of the Keras layer.
-
-    Example:
-
-    ```python
-    import keras
-    import tf_sparsity as ts
-    method = ts.MagnitudePruning(ts.ConstantSparsity(0.75, begin_step=0))
-    model = keras.Sequential([keras.Input((8,)), ts.layers.SparseDense(4, method=method)])
-    ts.update(model)
-    assert ts.report(model).rows[0].zeros == 24
-    assert keras.ops.count_nonzero(model.layers[0].kernel) == 8
-    ```
     """
 
     KERNELS: dict = {}
