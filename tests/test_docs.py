@@ -58,8 +58,10 @@ def restored(tmp_path, monkeypatch):
 
 
 @every_document
-def test_python_blocks_run(path):
-    """In order, in one namespace and one folder, as a reader would paste them."""
+def test_python_blocks_run(path, capsys):
+    """In order, in one namespace and one folder, as a reader would paste them; and a ```text
+    block that shows a report is what they print."""
+    keras.backend.clear_session()  # layers are named as in a new process
     names = {"__name__": "__main__"}
     for line, code in blocks(read(path), "python"):
         if ON_JAX in code:
@@ -69,6 +71,9 @@ def test_python_blocks_run(path):
             assert done.returncode == 0, f"{path.name}:{line}\n{done.stderr}"
         else:
             run(code, line, path, names)
+    printed = capsys.readouterr().out
+    for line, shown in blocks(read(path), "text"):
+        assert not shown.startswith("Sparsity ") or shown in printed, f"{path.name}:{line}"
 
 
 @every_document
