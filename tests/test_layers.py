@@ -519,6 +519,39 @@ def test_a_cell_in_a_plain_rnn_trains_with_the_training_weight():
 # ---- saving
 
 
+@keras.saving.register_keras_serializable(package="test")
+class Random(Noisy):
+    """Draws a number in each training call."""
+
+    needs_seed = True
+
+    def weight(self, theta, state, *, training, seed=None):
+        return theta * keras.random.uniform((), seed=seed) if training else theta
+
+
+def test_the_seed_of_a_random_method_is_saved(tmp_path):
+    def training_outputs(model):
+        return [ops.convert_to_numpy(model(x(3), training=True)) for _ in range(2)]
+
+    model = keras.Sequential([keras.Input((3,)), ts.layers.SparseDense(2, method=Random(10))])
+    training_outputs(model)
+    assert {"kernel", "kernel_beta", "kernel_s", "method_seed"} < set(
+        saved(tmp_path, model)["dense"])
+    model.save(tmp_path / "m.keras")
+    after = training_outputs(model)
+    assert not np.array_equal(*after)
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(training_outputs(loaded), after)
+
+
+def test_a_random_method_on_an_embedding_with_weights():
+    table = x(5, 3)[0]
+    layer = ts.layers.SparseEmbedding(5, 3, weights=table, method=Random(10))
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.embeddings), table)
+    assert not np.array_equal(*[ops.convert_to_numpy(layer(IDS, training=True))
+                                for _ in range(2)])
+
+
 def saved(tmp_path, model):
     """Variables by layer as the weight file holds them."""
     import h5py

@@ -243,7 +243,7 @@ def _copy_variables(old_layer, new_layer):
             old.save_own_variables(store)
             new.load_own_variables({k: _own_copy(v) for k, v in store.items()})
             if len(old.variables) != len(new.variables):
-                continue
+                continue  # merged: the names no longer mean the same
         values: dict = {}
         for variable in old._trainable_variables + old._non_trainable_variables:
             values.setdefault(variable.name, []).append(variable)

@@ -95,8 +95,11 @@ class SparseLayer:
         self.penalty_sums = None
         self._fixed = None
         super().__init__(*args, **kwargs)
+        self._tracker.unlock()  # Embedding(weights=...) is built by its constructor
         needs_seed = any(m.needs_seed for m in self.methods.values())
         self.method_seed = keras.random.SeedGenerator() if needs_seed else None
+        if self.built:
+            self._tracker.lock()
 
     @staticmethod
     def unsaved_config(layer):
