@@ -8,10 +8,12 @@ JAX = ["jax>=0.4.30"]
 setup(
     name="tf_sparsity",
     version="0.1.0",
-    description="Keras 3 models that become sparse while they train, and small TFLite files of them",
+    description="Keras 3 models made sparse while they train, and small TFLite files of them",
     python_requires=">=3.10",
     # recipes/ is run from a checkout; its name is too common to install.
-    packages=find_packages(include=["tf_sparsity", "tf_sparsity.*", "tflite_export", "tflite_export.*"]),
+    packages=find_packages(
+        include=["tf_sparsity", "tf_sparsity.*", "tflite_export", "tflite_export.*"]
+    ),
     install_requires=[
         "keras>=3.12",
         "numpy>=1.26",
@@ -26,6 +28,14 @@ setup(
         "demo": DEMO,
         "jax": JAX,
         # setuptools and wheel: test_wheel.py builds without a network
-        "test": [*DEMO, *JAX, "hypothesis>=6.100", "pytest>=8", "setuptools>=65", "wheel", "tf_keras"],
+        "test": [
+            *DEMO,
+            *JAX,
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "setuptools>=65",
+            "wheel",
+            "tf_keras",
+        ],
     },
 )

@@ -1,0 +1,1 @@
+"""Programs that train, prune and export on real data: python -m recipes.<name>, from a checkout."""
