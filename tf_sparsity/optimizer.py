@@ -238,7 +238,10 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     @property
     def loss_scale_factor(self):
-        return self.inner_optimizer.loss_scale_factor
+        inner = self.inner_optimizer
+        if isinstance(inner, keras.optimizers.LossScaleOptimizer):
+            return inner.initial_scale  # TensorFlow's optimizers do not set what is there already
+        return inner.loss_scale_factor
 
     @loss_scale_factor.setter
     def loss_scale_factor(self, factor):

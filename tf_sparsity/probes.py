@@ -78,9 +78,10 @@ def _gradients(model, loss, variables, x, y):
         import jax
         trainable = model.trainable_variables
         fixed = [v.value for v in model.non_trainable_variables]
+        mode = {"training": False} if model._call_has_training_arg else {}
 
         def value(arrays):
-            outputs, _ = model.stateless_call(arrays, fixed, x, training=False)
+            outputs, _ = model.stateless_call(arrays, fixed, x, **mode)
             return loss(y, outputs)
 
         grads = jax.grad(value)([v.value for v in trainable])
