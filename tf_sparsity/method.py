@@ -260,14 +260,14 @@ class MaskMethod(Method):
     def update(self, slots, step, probe=None):
         scores, previous = [], None if self.regrows else []
         for slot in slots:
-            weight = ops.convert_to_numpy(slot.theta).astype("float32", copy=False)
-            mask = ops.convert_to_numpy(slot.state["mask"])
+            weight = _values(slot.theta).astype("float32", copy=False)
+            mask = _values(slot.state["mask"])
             if not self.latent:
                 weight = weight * mask
             if previous is not None:
                 previous.append(mask)
             gradient = None if probe is None else probe[slot.kernel.path]
-            if not np.isfinite(weight.sum(dtype="float64")) and np.isnan(weight).any():
+            if np.isnan(weight.min(initial=np.inf)):
                 raise ValueError(
                     f"The weights of {slot.kernel.path} contain NaN at step {step}; no mask can "
                     "be made from them. Training has diverged: lower the learning rate or clip "
@@ -298,6 +298,11 @@ class MaskMethod(Method):
         return {"schedule": keras.saving.serialize_keras_object(self.schedule),
                 "distribution": self.distribution, "pattern": self.pattern,
                 "min_keep": self.min_keep}
+
+
+def _values(variable):
+    """A read-only view of a variable's array. `ops.convert_to_numpy` copies it, twice on TensorFlow."""
+    return np.asarray(ops.stop_gradient(variable))
 
 
 def seed_sequence(method, path, step):
