@@ -406,3 +406,15 @@ def test_an_empty_report():
     result = ts.report(model)
     assert (result.sparsity, result.rows, result.total("size")) == (0.0, [], 0)
     assert str(result)
+
+
+def test_the_optimizer_host_is_counted_in_its_arrays():
+    """Dense weights put over the pruned ones are reported as what they are."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    method = ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0))
+    model.compile(ts.SparseOptimizer("sgd", method), "mse")
+    dense = model.get_weights()
+    ts.update(model)
+    assert ts.report(model).rows[0].zeros == 16
+    model.set_weights(dense)
+    assert ts.report(model).rows[0].zeros == 0

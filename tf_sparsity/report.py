@@ -28,7 +28,7 @@ class Row(NamedTuple):
       name: path of the kernel, `block/dense/kernel`.
       shape: its shape.
       size: number of weights.
-      zeros: weights that the mask prunes; those equal to zero in a kernel without a method.
+      zeros: weights that a layer's mask prunes; those equal to zero in any other kernel.
       sparsity: zeros / size, in [0, 1].
       target: the sparsity asked for at the model's step; None where nothing is asked of this
         kernel alone (`distribution="global"`).
@@ -139,7 +139,8 @@ def _short(number):
 def report(model):
     """Counts the zeros of every kernel of a model, and what they could save.
 
-    Zeros are those of the mask, so that the count is that of `ts.strip(model)`'s arrays.
+    Zeros are those of the mask in sparse layers, and of the stored arrays elsewhere: what
+    `ts.strip(model)`'s arrays hold.
 
     Args:
       model: a built `keras.Model`: sparsified, compiled with `ts.SparseOptimizer`, or plain;
@@ -219,6 +220,7 @@ class Entry(NamedTuple):
     layer: Any
     name: str
     quantized: bool
+    behind_mask: bool = False  # layers keep theta behind the mask; optimizers store the weight
 
 
 def entries_of(model):
@@ -235,7 +237,7 @@ def entries_of(model):
         slot = masked.pop(id(f.variable), None)
         if f.method is not None:
             entries.append(Entry(f.kernel, f.variable, f.method, f.slot.state, None, f.layer,
-                                 f.name, quantized))
+                                 f.name, quantized, behind_mask=True))
         elif slot is not None:
             entries.append(Entry(f.kernel, f.variable, optimizer.method, slot.state, None,
                                  f.layer, f.name, quantized))
@@ -263,9 +265,13 @@ def counted(entries):
 
 
 def kept(entry):
-    """NumPy array of the kernel's shape, zero where a weight is pruned."""
+    """NumPy array of the kernel's shape, zero where a weight is pruned.
+
+    On the optimizer host that is the stored array itself: weights loaded over it (by
+    `EarlyStopping(restore_best_weights=True)`, say) are dense until the next step.
+    """
     theta = ops.convert_to_tensor(entry.variable)
-    if entry.method is None:
+    if not entry.behind_mask:
         return ops.convert_to_numpy(theta)
     return ops.convert_to_numpy(entry.method.keep(theta, entry.state))
 
