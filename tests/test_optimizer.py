@@ -430,6 +430,27 @@ def test_averaged_weights_end_sparse_and_can_be_swapped_in(scaled):
     assert ts.report(model).sparsity == 0.75
 
 
+@pytest.mark.parametrize("name", [
+    "Adadelta", "Adafactor", "Adagrad", "Adamax", "Ftrl", "Lamb", "Lion", "Muon", "Nadam",
+    "RMSprop"])
+def test_every_optimizer_of_keras(name):
+    inner = getattr(keras.optimizers, name)(0.01)
+    model = train(mlp(), ts.SparseOptimizer(inner, half()), epochs=1,
+                  callbacks=[AlwaysSparse(half().schedule)])
+    assert ts.report(model).sparsity == 0.5
+
+
+def test_decay_exclusions_reach_the_inner_optimizer():
+    inner = keras.optimizers.AdamW(0.01, weight_decay=0.5)
+    inner.exclude_from_weight_decay(var_names=["bias"])
+    gates = ts.ContinuousSparsification(8, s0=0.1, scale=0.0)
+    model = ts.sparsify(mlp(), gates, select="hidden")
+    train(model, ts.SparseOptimizer(inner, half()))
+    decayed = {v.name for v in model.trainable_variables if inner._use_weight_decay(v)}
+    assert decayed == {"kernel"}
+    assert (numpy(model.get_layer("out").kernel) == 0).mean() == 0.5
+
+
 # ---- numbers
 
 
@@ -464,11 +485,15 @@ INNER = {
 }
 
 
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("method", [magnitude(), magnitude(distribution="global"),
-                                    ts.RandomPruning(rising(), seed=3)],
-                         ids=["magnitude", "global", "random"])
-@pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.05}], ids=["", "clipnorm"])
+ALIKE = [(inner, method, clip) for inner in INNER
+         for method, clip in [(magnitude(), {}), (ts.RandomPruning(rising(), seed=3),
+                                                  {"clipnorm": 0.05})]]
+ALIKE += [("momentum", magnitude(distribution="global"), {"global_clipnorm": 0.05}),
+          ("momentum", magnitude(pattern="1x4"), {"clipvalue": 0.01})]
+
+
+@pytest.mark.parametrize("inner, method, clip", ALIKE, ids=lambda value: (
+    type(value).__name__ if isinstance(value, ts.Method) else str(value)))
 def test_both_hosts_train_alike(inner, method, clip):
     on_layers = ts.sparsify(mlp(), method)
     train(on_layers, INNER[inner](**clip), epochs=3)
@@ -597,6 +622,7 @@ def test_backup_and_restore_in_a_fresh_process(tmp_path):
     assert resumed.optimizer.read_clock() == (16, 16)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 @pytest.mark.parametrize("name", ["{epoch}-{batch}.keras", "{epoch}-{batch}.weights.h5"])
 def test_checkpoints_hold_the_zeros_of_their_step(tmp_path, name):
     optimizer = sgd()
@@ -614,11 +640,24 @@ def test_checkpoints_hold_the_zeros_of_their_step(tmp_path, name):
         else:
             model = mlp(9)
             model.compile(sgd(), "mse")
-            with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
-                model.load_weights(file)
+            with pytest.warns(UserWarning, match="masks and its step are not loaded"):
+                model.load_weights(file)  # the optimizer is not built yet
         for kernel in (model.get_layer("hidden").kernel, model.get_layer("out").kernel):
             kernel = numpy(kernel)
             assert (kernel == 0).sum() == round(kernel.size * schedule.value(last)), file.name
+
+
+def test_inner_variables_are_saved_once(tmp_path):
+    model = train(mlp(), sgd())
+    model.save(tmp_path / "m.keras")
+    import h5py
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        archive.extract("model.weights.h5", tmp_path)
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        own, inner = file["optimizer/vars"], file["optimizer/inner_optimizer/vars"]
+        assert len(own) == 2 + 1 + 2  # Keras' counter and rate, our clock, two masks
+        assert len(inner) == 2 + 4
 
 
 def test_weight_files_bring_the_masks_once_bound(tmp_path):
@@ -626,6 +665,9 @@ def test_weight_files_bring_the_masks_once_bound(tmp_path):
     model.save_weights(tmp_path / "m.weights.h5")
     other = mlp(3)
     other.compile(sgd(), "mse")
+    other.optimizer.build(other.trainable_variables)
+    with pytest.warns(UserWarning, match="masks and its step are not loaded. Call ts.update"):
+        other.load_weights(tmp_path / "m.weights.h5")
     ts.update(other)
     other.load_weights(tmp_path / "m.weights.h5")
     assert other.optimizer.read_clock() == (8, 8)

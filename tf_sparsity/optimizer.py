@@ -9,6 +9,11 @@ from keras import ops
 from tf_sparsity import jax_state, selection
 from tf_sparsity.method import STEP, Kernel, MaskMethod, Slot, Spec
 
+# Optimizers that treat each weight by itself: whatever they do to a pruned one, it is set to zero
+# again and no other weight sees it, so that masking their gradients would cost and change nothing.
+ELEMENTWISE = {getattr(keras.optimizers, name) for name in (
+    "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl", "Lion", "Nadam", "RMSprop", "SGD")}
+
 
 @keras.saving.register_keras_serializable(package="tf_sparsity")
 class SparseOptimizer(keras.optimizers.Optimizer):
@@ -163,7 +168,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         slots = [(slot, position[key]) for slot in self.slots
                  if (key := self._var_key(slot.theta)) in position
                  and grads[position[key]] is not None]
-        if not self.method.dense_gradients:
+        if self._masks_gradients():
             for slot, i in slots:
                 grads[i] = ops.multiply(grads[i], ops.cast(slot.state["mask"], grads[i].dtype))
         scale = self.scale_loss(1.0)
@@ -179,6 +184,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if self.method.compiled:
             self.method.update_in_step(self.slots, self.clock[STEP])
         self.project()
+
+    def _masks_gradients(self):
+        """Must the inner optimizer see masked gradients? Not if no weight that is kept, now or
+        later, depends on the gradient of a pruned one."""
+        inner = innermost(self)
+        return not self.method.dense_gradients and (
+            self.method.regrows or type(inner) not in ELEMENTWISE
+            or inner.clipnorm is not None or inner.global_clipnorm is not None)
 
     def _apply_inner(self, grads, variables):
         inner = self.inner_optimizer
@@ -270,14 +283,24 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self.clock.assign([self.read_clock()[STEP], updated])
 
     def save_own_variables(self, store):
-        super().save_own_variables(store)
+        for i, variable in enumerate(self._variables):  # the inner optimizer saves its own
+            store[str(i)] = variable.numpy()
         if self.bound is not None:
             for key, seed in self.bound.seeds_for(self).items():
                 store[key] = seed
 
     def load_own_variables(self, store):
         keys = list(store.keys())
-        super().load_own_variables({k: store[k] for k in keys if k.isdigit()})
+        arrays = sum(key.isdigit() for key in keys)
+        if arrays != len(self._variables):
+            warnings.warn(
+                f"SparseOptimizer '{self.name}' has {len(self._variables)} variables, the file "
+                f"holds {arrays}: its masks and its step are not loaded. Call ts.update(model) "
+                "once before loading, or load in a callback of fit, after SparsityUpdate.",
+                stacklevel=2)
+            return
+        for i, variable in enumerate(self._variables):
+            variable.assign(store[str(i)])
         self.saved_seeds = {k: np.asarray(store[k]) for k in keys if k.startswith("seed:")}
         if self.bound is not None:
             self.bound.after_load(self)
