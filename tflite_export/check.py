@@ -48,10 +48,14 @@ def compare(model, tflite, inputs):
     Returns:
         float, over all rows and outputs; nan where only one of the two is NaN.
 
+    Raises:
+        ValueError: as for `interpret`.
+
     Example:
         >>> import keras, numpy as np, tflite_export
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> tflite_export.compare(model, tflite_export.convert(model).tflite, np.ones((3, 4))) < 1e-5
+        >>> exported = tflite_export.convert(model)
+        >>> tflite_export.compare(model, exported.tflite, np.ones((3, 4))) < 1e-6
         True
     """
     named = Signature(model).by_name(inputs)

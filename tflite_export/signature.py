@@ -1,12 +1,15 @@
 """How a Keras model's inputs and outputs are named in the file.
 
-A .tflite signature maps names to arrays. An input has the name of its `keras.Input` (those of a
-subclassed model are called input_0, input_1, ...). An output keeps its key where the model
-returns a dict, and is called output_0, output_1, ... in Keras' order where it does not.
+A .tflite signature maps names to arrays. An input has the name that its `keras.Input` was given,
+or is called input_0, input_1, ... by its place. An output keeps its key where the model returns a
+dict, and is called output_0, output_1, ... in Keras' order where it does not.
 """
 
 import re
 from typing import NamedTuple
+
+# What Keras calls an input without a name; the number depends on what was built before.
+_KERAS_NAME = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
 class Input(NamedTuple):
@@ -39,7 +42,11 @@ class Signature:
         self._arguments = _arguments(model)
         self.inputs = []
         tensors = keras.tree.flatten(self._arguments)
-        for name, tensor in zip(_identifiers([t.name for t in tensors]), tensors):
+        names = [
+            f"input_{i}" if _KERAS_NAME.fullmatch(tensor.name) else tensor.name
+            for i, tensor in enumerate(tensors)
+        ]
+        for name, tensor in zip(_identifiers(names), tensors):
             if None in tensor.shape[1:]:
                 raise ValueError(
                     f"Input {name!r} of model {model.name!r} has shape {tuple(tensor.shape)}, and "
@@ -75,10 +82,9 @@ def _arguments(model):
     """The positional arguments of the model's call, each a structure of symbolic tensors."""
     import keras
 
-    if isinstance(model, keras.Sequential) and model.inputs:
-        return [model.inputs[0]]
-    if getattr(model, "inputs", None):  # functional
-        return [model.input]
+    inputs = getattr(model, "inputs", None)  # absent from subclassed and unbuilt models
+    if inputs:
+        return [inputs[0] if isinstance(model, keras.Sequential) else model.input]
     # A subclassed model keeps the shapes of its first call only; Keras' own export, too, takes the
     # inputs for floats then.
     config = model.get_build_config() or {}
@@ -92,12 +98,7 @@ def _arguments(model):
             f"Model {model.name!r} was never called, so the shapes of its inputs are unknown: "
             "call it once on a batch, or give it a keras.Input."
         )
-    arguments = keras.tree.map_shape_structure(
-        lambda shape: keras.KerasTensor(shape, "float32"), shapes
-    )
-    for i, tensor in enumerate(keras.tree.flatten(arguments)):
-        tensor.name = f"input_{i}"
-    return arguments
+    return keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, "float32"), shapes)
 
 
 def _identifiers(names):

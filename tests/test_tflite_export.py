@@ -1,0 +1,487 @@
+"""The exporter: what the interpreter computes is what Keras computes, and files are never harmed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers
+
+import tf_sparsity as ts
+import tflite_export
+from tflite_export import __main__ as command_line
+from tflite_export import check
+from tflite_export.flatbuffer import constants, decode
+
+# float32 outputs of order 1, summed in another order by XNNPACK than by TensorFlow.
+TOLERANCE = 1e-5
+
+
+def prune(model, sparsity, block=1):
+    """Zeroes the weights of least magnitude of every kernel, in blocks of consecutive inputs."""
+    for layer in model._flatten_layers(include_self=False):
+        for variable in layer.trainable_variables if not layer._layers else ():
+            if len(variable.shape) >= 2:
+                array = keras.ops.convert_to_numpy(variable).copy()
+                groups = array.T.reshape(-1, block)
+                order = np.argsort(np.abs(groups).sum(1), kind="stable")
+                groups[order[: round(sparsity * len(order))]] = 0
+                variable.assign(groups.reshape(array.T.shape).T)
+    return model
+
+
+def dense():
+    return keras.Sequential(
+        [keras.Input((64,)), layers.Dense(128, "relu"), layers.Dense(10, "softmax")]
+    )
+
+
+def conv():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(16, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.DepthwiseConv2D(3),
+            layers.Conv2D(32, 1, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    for variable in model.layers[1].variables:  # folded into the kernel by the converter
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def recurrent():
+    inputs = keras.Input((5, 8))
+    return keras.Model(inputs, layers.Dense(3)(layers.Bidirectional(layers.LSTM(8))(inputs)))
+
+
+def attention():
+    tokens = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(20, 8)(tokens)
+    return keras.Model(tokens, layers.Dense(3)(layers.MultiHeadAttention(2, 4)(x, x)))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return {"sum": self.dense(inputs["a"] + inputs["b"]), "first": inputs["a"]}
+
+
+def subclassed():
+    model = Subclassed()
+    model({"a": np.ones((1, 4)), "b": np.ones((1, 4))})
+    return model
+
+
+def several():
+    """Names out of the alphabet's order, more than ten outputs: both are traps of signatures."""
+    inputs = [keras.Input((size,), name=name) for name, size in (("c", 3), ("a b", 4), ("b", 5))]
+    x = layers.Concatenate()(inputs)
+    return keras.Model(inputs, [layers.Dense(i + 1, name=f"out{9 - i}")(x) for i in range(12)])
+
+
+def rows(*shape):
+    return np.random.default_rng(1).normal(size=(7, *shape)).astype("float32")
+
+
+INPUTS = {
+    dense: lambda: rows(64),
+    conv: lambda: rows(8, 8, 3),
+    recurrent: lambda: rows(5, 8),
+    attention: lambda: np.random.default_rng(1).integers(0, 20, (7, 6)),
+    subclassed: lambda: {"b": rows(4), "a": rows(4) + 1},
+    several: lambda: [rows(3), rows(4), rows(5)],
+}
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    """A model with 90 % zeros, exported once for the tests that only look at it."""
+    keras.utils.set_random_seed(0)
+    model = prune(dense(), 0.9)
+    return model, tflite_export.convert(model)
+
+
+# ---- outputs
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])  # seven rows: the last piece is filled up
+@pytest.mark.parametrize("build", INPUTS)
+def test_the_interpreter_computes_what_keras_computes(build, batch_size):
+    model = prune(build(), 0.8)
+    exported = tflite_export.convert(model, batch_size=batch_size)
+    assert tflite_export.compare(model, exported.tflite, INPUTS[build]()) < TOLERANCE
+    assert exported.report.difference < TOLERANCE
+
+
+@pytest.mark.any_backend
+def test_every_backend_exports():
+    model = prune(dense(), 0.9)
+    exported = tflite_export.convert(model)
+    assert exported.report.is_sparse
+    assert tflite_export.compare(model, exported.tflite, rows(64)) < TOLERANCE
+
+
+def test_outputs_are_nested_as_keras_nests_them():
+    model = several()
+    tflite = tflite_export.convert(model).tflite
+    a, b, c = INPUTS[several]()
+    outputs = tflite_export.interpret(tflite, {"a_b": b, "b": c, "c": a})
+    assert [o.shape for o in outputs] == [(7, i + 1) for i in range(12)]
+    for ours, theirs in zip(outputs, model.predict([a, b, c], verbose=0)):
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    model = subclassed()
+    inputs = {"input_0": np.ones((2, 4)), "input_1": np.zeros((2, 4))}  # sorted by key: a, b
+    outputs = tflite_export.interpret(tflite_export.convert(model).tflite, inputs)
+    assert set(outputs) == {"sum", "first"}
+    np.testing.assert_array_equal(outputs["first"], np.ones((2, 4)))
+
+
+def test_a_wrong_file_is_seen():
+    """`compare` and `difference` can fail."""
+    model = dense()
+    tflite = tflite_export.convert(model).tflite
+    other = keras.models.clone_model(model)
+    assert tflite_export.compare(other, tflite, rows(64)) > 1e-3
+    one, nan = {"x": np.ones(2)}, {"x": np.array([1, np.nan])}
+    assert check.difference(one, one) == check.difference(nan, nan) == 0
+    assert np.isnan(check.difference(one, nan)) and np.isnan(check.difference(nan, one))
+    assert (
+        check.difference({"x": np.array([2.0]), "y": np.array([1.0])}, {"x": [2.5], "y": [1.1]})
+        == 0.5
+    )
+
+
+# ---- sizes and encodings
+
+
+def test_a_sparse_file_is_smaller_and_the_same(pruned):
+    model, exported = pruned
+    report = exported.report
+    assert report.is_sparse and report.reason.startswith("sparse")
+    assert len(exported.tflite) == report.bytes_sparse < 0.3 * report.bytes_dense
+    assert report.zipped_sparse < report.zipped_dense < report.bytes_dense
+    # 64 x 128 and 128 x 10 weights, 90 % of them zero, rounded as `prune` rounds
+    assert sorted(t.shape for t in report.tensors) == [(10, 128), (128, 64)]
+    for tensor in report.tensors:
+        size = tensor.shape[0] * tensor.shape[1]
+        assert tensor.sparsity == round(0.9 * size) / size and tensor.stored_sparse
+        kept = size - round(0.9 * size)
+        # 4 bytes a value, 1 an index (fewer than 256 columns), 1 to 2 a row's end
+        assert (
+            5 * kept + tensor.shape[0] + 1 <= tensor.bytes <= 5 * kept + 2 * (tensor.shape[0] + 1)
+        )
+    plain = tflite_export.convert(model, sparse=False)
+    assert len(plain.tflite) == report.bytes_dense and plain.report.bytes_sparse is None
+    np.testing.assert_array_equal(
+        tflite_export.interpret(plain.tflite, rows(64)),
+        tflite_export.interpret(exported.tflite, rows(64)),
+    )
+
+
+def test_the_file_holds_the_weights_of_keras(pruned):
+    """Read from the bytes alone, and by the interpreter: a row of the identity gives a row of w."""
+    model, exported = pruned
+    stored = {c.value.shape: c.value for c in constants(exported.tflite) if c.is_sparse}
+    for layer in model.layers:
+        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        np.testing.assert_array_equal(stored[kernel.T.shape], kernel.T)
+    linear = prune(keras.Sequential([keras.Input((64,)), layers.Dense(32, use_bias=False)]), 0.9)
+    tflite = tflite_export.convert(linear).tflite
+    np.testing.assert_array_equal(
+        tflite_export.interpret(tflite, np.eye(64)),
+        keras.ops.convert_to_numpy(linear.layers[0].kernel),
+    )
+
+
+def test_blocks_of_four_inputs_run_natively():
+    """The converter writes its 1x4 format for these, which the decoder must know too."""
+    model = prune(keras.Sequential([keras.Input((64,)), layers.Dense(32)]), 0.75, block=4)
+    exported = tflite_export.convert(model)
+    packed = [c for c in constants(exported.tflite) if c.is_sparse]
+    assert exported.report.is_sparse and len(packed) == 1
+    np.testing.assert_array_equal(
+        packed[0].value, keras.ops.convert_to_numpy(model.layers[0].kernel).T
+    )
+    # 128 blocks of 4 values, an index each: no index per value
+    assert packed[0].bytes < 128 * (16 + 1) + 2 * 33 + 1
+    assert tflite_export.compare(model, exported.tflite, rows(64)) < TOLERANCE
+
+
+def test_decoding_by_hand():
+    # [[0, 7, 0], [5, 0, 6]] row by row: values 7 5 6 in columns 1 0 2, rows end at 1 and 3
+    stored, sparsity = np.array([7.0, 5.0, 6.0]), schema.SparsityParametersT()
+    sparsity.traversalOrder = [0, 1]
+    sparsity.dimMetadata = [schema.DimensionMetadataT(), schema.DimensionMetadataT()]
+    first, second = sparsity.dimMetadata
+    first.format, first.denseSize = schema.DimensionType.DENSE, 2
+    second.format = schema.DimensionType.SPARSE_CSR
+    second.arraySegments, second.arrayIndices = schema.Uint8VectorT(), schema.Uint8VectorT()
+    second.arraySegments.values, second.arrayIndices.values = [0, 1, 3], [1, 0, 2]
+    np.testing.assert_array_equal(decode(stored, (2, 3), sparsity), [[0, 7, 0], [5, 0, 6]])
+    # The same tree over blocks 1x2 of a 2 x 6 matrix
+    sparsity.traversalOrder, sparsity.blockMap = [0, 1, 2], [1]
+    block = schema.DimensionMetadataT()
+    block.format, block.denseSize = schema.DimensionType.DENSE, 2
+    sparsity.dimMetadata.append(block)
+    np.testing.assert_array_equal(
+        decode(np.array([1.0, 2, 3, 4, 5, 6]), (2, 6), sparsity),
+        [[0, 0, 1, 2, 0, 0], [3, 4, 0, 0, 5, 6]],
+    )
+
+
+def test_negative_zeros_are_zeros():
+    model = dense()
+    kernel = keras.ops.convert_to_numpy(model.layers[0].kernel).copy()
+    kernel[:, 12:] = -0.0  # what a mask leaves of negative weights
+    model.layers[0].kernel.assign(kernel)
+    report = tflite_export.convert(model).report
+    assert report.is_sparse and [t.stored_sparse for t in report.tensors].count(True) == 1
+
+
+def test_nothing_sparse_stays_dense():
+    for model in (dense(), prune(dense(), 0.2)):
+        report = tflite_export.convert(model).report
+        assert not report.is_sparse and "30 %" in report.reason
+        assert not any(t.stored_sparse for t in report.tensors)
+
+
+def test_what_grows_stays_dense_unless_forced():
+    # 30 % zeros: 70 % of the values and a byte index for each is about 0.9; int32 indices are not
+    # worth it, nor is a matrix so small that the extra tensors outweigh the zeros.
+    model = prune(keras.Sequential([keras.Input((4,)), layers.Dense(4)]), 0.5)
+    auto = tflite_export.convert(model)
+    assert not auto.report.is_sparse and "not smaller" in auto.report.reason
+    assert len(auto.tflite) == auto.report.bytes_dense < auto.report.bytes_sparse
+    forced = tflite_export.convert(model, sparse=True)
+    assert forced.report.is_sparse and len(forced.tflite) == forced.report.bytes_sparse
+    assert tflite_export.compare(model, forced.tflite, rows(4)) < TOLERANCE
+
+
+@pytest.mark.parametrize("spoil", ["values", "outputs"])
+def test_a_wrong_sparse_file_is_never_returned(pruned, monkeypatch, spoil):
+    model, good = pruned
+    if spoil == "values":
+        monkeypatch.setattr(sys.modules["tflite_export.convert"], "constants", spoiled_constants)
+        because = "changed the values"
+    else:
+        real = check.run
+        monkeypatch.setattr(
+            check,
+            "run",
+            lambda tflite, inputs: {
+                name: value * (1.01 if tflite == good.tflite else 1)
+                for name, value in real(tflite, inputs).items()
+            },
+        )
+        because = "outputs from the sparse file differ"
+    exported = tflite_export.convert(model)
+    assert not exported.report.is_sparse and because in exported.report.reason
+    assert len(exported.tflite) == exported.report.bytes_dense
+    with pytest.raises(ValueError, match=because):
+        tflite_export.convert(model, sparse=True)
+
+
+def spoiled_constants(tflite):
+    return [c._replace(value=c.value * 2) if c.is_sparse else c for c in constants(tflite)]
+
+
+def test_the_report_is_a_table_and_json(pruned):
+    report = pruned[1].report
+    text, figures = str(report), json.loads(json.dumps(report.to_dict()))
+    assert f"{report.bytes_dense:,}" in text and f"{report.bytes_sparse:,}" in text
+    assert all(t.name in text for t in report.tensors)
+    assert figures["tensors"][0]["shape"] == list(report.tensors[0].shape)
+    assert figures["bytes_sparse"] == report.bytes_sparse
+
+
+# ---- files
+
+
+def test_save_writes_and_never_overwrites(pruned, tmp_path):
+    exported, path = pruned[1], tmp_path / "model.tflite"
+    assert exported.save(path) == str(path) and path.read_bytes() == exported.tflite
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        exported.save(path)
+    assert path.read_bytes() == b"precious"
+    exported.save(path, overwrite=True)
+    assert path.read_bytes() == exported.tflite
+    assert os.listdir(tmp_path) == ["model.tflite"]
+
+
+def test_a_failing_save_leaves_the_old_file(pruned, tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"precious")
+
+    def full(_):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        pruned[1].save(path, overwrite=True)
+    assert path.read_bytes() == b"precious" and os.listdir(tmp_path) == ["model.tflite"]
+
+
+# ---- refusals
+
+
+def fails(match, kind=ValueError):
+    return pytest.raises(kind, match=match)
+
+
+def test_refusals_say_what_to_do():
+    model = dense()
+    with fails("Keras 3 models.*str", TypeError):
+        tflite_export.convert("model.keras")
+    with fails("'auto', True or False; got 'csr'"):
+        tflite_export.convert(model, sparse="csr")
+    for batch_size in (0, 1.0):
+        with fails("batch_size must be an integer of at least 1"):
+            tflite_export.convert(model, batch_size=batch_size)
+    for unbuilt in (keras.Sequential([layers.Dense(3)]), Subclassed()):
+        with fails("call it once on a batch, or give it a keras.Input"):
+            tflite_export.convert(unbuilt)
+    with fails("every size but the batch fixed"):
+        tflite_export.convert(keras.Sequential([keras.Input((None, 8)), layers.LSTM(4)]))
+    erfinv = keras.Input((4,))
+    with fails("LiteRT has no Erfinv"):
+        tflite_export.convert(keras.Model(erfinv, keras.ops.erfinv(erfinv)))
+
+
+def test_sparse_layers_must_be_stripped_first():
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(8, name="inside")], name="block")
+    model = keras.Sequential([keras.Input((8,)), inner, layers.Dense(4)])
+    sparse = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.9, 0)), select="inside")
+    ts.update(sparse)
+    with fails(r"tf_sparsity, the first is 'inside': convert tf_sparsity.strip\(model\)"):
+        tflite_export.convert(sparse)
+    assert (
+        tflite_export.compare(sparse, tflite_export.convert(ts.strip(sparse)).tflite, rows(8))
+        < TOLERANCE
+    )
+
+
+def test_half_precision_is_refused_with_a_way_out():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = dense()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with fails("float16.*clone_model") as refusal:
+        tflite_export.convert(model)
+    code = str(refusal.value).partition("made by ")[2]
+    making, setting = code.rstrip(".").split(" and ")
+    copy = eval(making)
+    eval(f"copy.{setting}")
+    assert tflite_export.compare(copy, tflite_export.convert(copy).tflite, rows(64)) < TOLERANCE
+
+
+def test_several_arguments_of_call_are_refused():
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, a, b):
+            return self.dense(a) + b
+
+    model = Two()
+    model(np.ones((1, 4)), np.ones((1, 3)))
+    with fails("cannot be traced on the inputs input_0"):
+        tflite_export.convert(model)
+
+
+def test_wrong_inputs_of_interpret():
+    one = tflite_export.convert(dense()).tflite
+    with fails(r"must have shape \(rows, 64\); got \(2, 63\)"):
+        tflite_export.interpret(one, np.ones((2, 63)))
+    with fails("at least 1"):
+        tflite_export.interpret(one, np.ones((0, 64)))
+    model = several()
+    many = tflite_export.convert(model).tflite
+    with fails("3 inputs: give a dict of arrays with the keys"):
+        tflite_export.interpret(many, np.ones((2, 3)))
+    with fails("inputs are .*; got"):
+        tflite_export.interpret(many, {"c": np.ones((2, 3))})
+    with fails("same number of rows"):
+        tflite_export.interpret(many, {"c": rows(3)[:2], "a_b": rows(4), "b": rows(5)})
+    with fails("has the inputs .*; got 1 arrays"):
+        tflite_export.compare(model, many, np.ones((2, 3)))
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A sparsified model in a .keras file: the command line strips it."""
+    model = ts.sparsify(dense(), ts.MagnitudePruning(ts.ConstantSparsity(0.9, 0)))
+    ts.update(model)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    return model, str(path)
+
+
+def test_the_command_converts_prints_sizes_and_no_noise(saved, tmp_path):
+    model, path = saved
+    out = tmp_path / "model.tflite"
+    done = subprocess.run(
+        [sys.executable, "-m", "tflite_export", path, "-o", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parent.parent,
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    expected = tflite_export.convert(ts.strip(model)).report
+    assert done.stdout == f"{out}\n{expected}\n"
+    assert tflite_export.compare(model, out.read_bytes(), rows(64)) < TOLERANCE
+    plain = tmp_path / "plain.keras"
+    ts.strip(model).save(plain)
+    assert command_line.main([str(plain), "-o", str(out), "--overwrite", "--dense"]) == 0
+    assert len(out.read_bytes()) == expected.bytes_dense
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "sentence"),
+    [
+        ("absent.keras", "new.tflite", "absent.keras is not there"),
+        ("model.keras", "old.tflite", "exists already.*--overwrite"),
+        ("model.keras", "absent/new.tflite", "folder of .* is not there"),
+        ("junk.keras", "new.tflite", "junk.keras cannot be loaded as a Keras model"),
+    ],
+)
+def test_the_command_fails_with_one_sentence(saved, tmp_path, capfd, model, output, sentence):
+    (tmp_path / "junk.keras").write_bytes(b"junk")
+    (tmp_path / "old.tflite").write_bytes(b"precious")
+    before = sorted(os.listdir(tmp_path))
+    assert command_line.main([str(tmp_path / model), "-o", str(tmp_path / output)]) == 1
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert re.search(sentence, printed.err), printed.err
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "old.tflite").read_bytes() == b"precious"
+
+
+def test_the_command_passes_its_status_on(tmp_path):
+    command = [sys.executable, "-m", "tflite_export", "absent.keras", "-o", "x.tflite"]
+    done = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 1
+    done = subprocess.run(command[:-2], capture_output=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 2  # wrong usage
