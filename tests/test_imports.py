@@ -23,7 +23,7 @@ ALLOWED = {
     "optimizer": {"method", "selection", "jax_state"},
     "kernels": {"method", "selection", "layers"},
     "convert": {"method", "selection", "layers", "kernels"},
-    "probes": {"layers", "kernels", "convert"},
+    "probes": {"layers"},
     "update": {"method", "layers", "kernels", "optimizer", "probes"},
     "report": {"method", "layers", "kernels", "optimizer", "convert", "update"},
     "tensorboard": {"method", "layers", "kernels", "report", "update", "convert"},
