@@ -1,4 +1,4 @@
-"""The exporter: what the interpreter computes is what Keras computes, and files are never harmed."""
+"""The exporter: the interpreter computes what Keras computes, and no file is ever harmed."""
 
 import json
 import os
