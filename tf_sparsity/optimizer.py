@@ -133,7 +133,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 for (index, kernel), state in zip(self.layout or [], self.states)]
 
     def _add_slots(self):
-        for _, kernel in self.layout:
+        for index, kernel in self.layout:
+            variable = self._trainable_variables[index:index + 1]
+            if [tuple(v.shape) for v in variable] != [kernel.shape]:
+                raise ValueError(
+                    f"This SparseOptimizer keeps the mask of {kernel.path}, of shape "
+                    f"{kernel.shape}, for trainable variable {index}; the model has "
+                    f"{[(v.path, tuple(v.shape)) for v in variable]} there. Its configuration is "
+                    "that of another model: compile with a new ts.SparseOptimizer.")
             state = {key: self._add_state(kernel, key, spec)
                      for key, spec in self.method.state(kernel).items()}
             if self.method.needs_probe:
@@ -223,7 +230,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
         if innermost(self).use_ema:
-            self.project()  # the averages have just overwritten the weights
+            for variable in var_list:  # on JAX the averages have become the weights' memory,
+                variable.assign(ops.copy(variable))  # which a later fit cannot give away twice
+            self.project()
 
     # ---- what the inner optimizer answers
 
@@ -285,9 +294,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     def save_own_variables(self, store):
         for i, variable in enumerate(self._variables):  # the inner optimizer saves its own
             store[str(i)] = variable.numpy()
-        if self.bound is not None:
-            for key, seed in self.bound.seeds_for(self).items():
-                store[key] = seed
+        seeds = self.saved_seeds if self.bound is None else self.bound.seeds_for(self)
+        for key, seed in seeds.items():
+            store[key] = seed
 
     def load_own_variables(self, store):
         keys = list(store.keys())
@@ -303,7 +312,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             variable.assign(store[str(i)])
         self.saved_seeds = {k: np.asarray(store[k]) for k in keys if k.startswith("seed:")}
         if self.bound is not None:
-            self.bound.after_load(self)
+            self.bound.after_load()
 
     def get_config(self):
         select = self.select
