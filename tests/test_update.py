@@ -361,3 +361,213 @@ def test_data_loss_is_the_loss_without_the_penalty():
     np.testing.assert_allclose(history["data_loss"], [mse(g) for g in soft], rtol=1e-5)
     np.testing.assert_allclose(history["loss"], [mse(g) + 0.1 * 40 * g for g in soft], rtol=1e-5)
     np.testing.assert_allclose(history["val_data_loss"], [mse(1.0)] * 2, rtol=1e-5)
+
+
+# ---- the stored clock is the truth --------------------------------------------------------------
+
+
+@too_short
+@incomplete
+def test_saving_between_fits_leaves_the_clock_alone(tmp_path):
+    """A fresh optimizer counts from 0; that is nothing to write over the model's step."""
+    model = model_of(ts.PolynomialDecay(0.0, 0.8, 0, 16, power=1, frequency=4))
+    fit(model)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.save(tmp_path / "m.keras")
+    assert ts.report(model).step == 8
+    assert ts.report(keras.saving.load_model(tmp_path / "m.keras")).step == 8
+    fit(model)
+    assert ts.report(model).step == 16 and zeros(model) == 32
+
+
+@too_short
+@incomplete
+def test_restored_weights_bring_their_step_with_them(tmp_path):
+    """As EarlyStopping(restore_best_weights=True) does at the end; saved and trained again."""
+    class RestoreFirstEpoch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                self.weights = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.weights)
+
+    model = model_of(ts.PolynomialDecay(0.0, 0.8, 0, 24, power=1, frequency=4))
+    fit(model, epochs=2, callbacks=[RestoreFirstEpoch()])
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    for m in (model, again):
+        assert m.get_layer("dense").read_clock() == (8, 8)
+        assert zeros(m) == 11  # 0.8 * 8 / 24 * 40 = 10.7
+    fit(again, epochs=2)
+    assert ts.report(again).step == 24 and zeros(again) == 32
+
+
+@too_short
+@incomplete
+def test_an_older_checkpoint_counts_on_from_its_own_step(tmp_path):
+    model = model_of(ts.PolynomialDecay(0.0, 0.8, 0, 16, power=1, frequency=4))
+    fit(model)
+    model.save_weights(tmp_path / "old.weights.h5")
+    fit(model)
+    assert ts.report(model).step == 16
+    model.load_weights(tmp_path / "old.weights.h5")
+    model.save_weights(tmp_path / "again.weights.h5")
+    assert model.get_layer("dense").read_clock() == (8, 8) and zeros(model) == 16
+    fit(model)
+    assert ts.report(model).step == 16 and zeros(model) == 32
+
+
+@pytest.mark.parametrize("host", ["layers", "optimizer"])
+def test_a_custom_loop_resumes_where_its_checkpoint_was(tmp_path, host):
+    """Updates at 1, 4, 7 and 8. Loaded after `ts.update` has taken charge, as saving.md says."""
+    def new():
+        method = ts.MagnitudePruning(ts.PolynomialDecay(0.0, 0.8, 1, 8, power=1, frequency=3))
+        if host == "layers":
+            model, optimizer = ts.sparsify(dense_model(), method), keras.optimizers.SGD(0.01)
+        else:
+            model, optimizer = dense_model(), ts.SparseOptimizer("sgd", method)
+        model.compile(optimizer, "mse")
+        ts.update(model)
+        return model
+
+    def steps(model, number):
+        seen = []
+        for _ in range(number):
+            model.train_on_batch(X[:4], Y[:4])
+            ts.update(model)
+            seen.append(zeros(model))
+        return seen
+
+    straight = new()
+    first = steps(straight, 3)
+    straight.save_weights(tmp_path / "w.weights.h5")
+    last = steps(straight, 6)
+    assert first == [0, 0, 0] and last == [14, 14, 14, 27, 32, 32]  # 0.8 * 3/7, 0.8 * 6/7 of 40
+    resumed = new()
+    resumed.load_weights(tmp_path / "w.weights.h5")
+    assert steps(resumed, 6) == last
+    np.testing.assert_array_equal(ops.convert_to_numpy(resumed.get_layer("dense").kernel),
+                                  ops.convert_to_numpy(straight.get_layer("dense").kernel))
+
+
+@too_short
+def test_loading_and_saving_again_keeps_the_random_states(tmp_path):
+    model = model_of(ts.ConstantSparsity(0.5, 0), dropout=0.5)
+    fit(model)
+    model.save(tmp_path / "a.keras")
+    keras.saving.load_model(tmp_path / "a.keras").save(tmp_path / "b.keras")
+    fit(model, epochs=1)
+    copy = keras.saving.load_model(tmp_path / "b.keras")
+    fit(copy, epochs=1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model.get_layer("dense").theta("kernel")),
+                                  ops.convert_to_numpy(copy.get_layer("dense").theta("kernel")))
+
+
+def test_monte_carlo_dropout_does_not_hide_a_missing_callback():
+    """`training` is true in every call of such a model; only a train step is training."""
+    inputs = keras.Input((10,))
+    hidden = layers.Dropout(0.5)(inputs, training=True)
+    model = ts.sparsify(keras.Model(inputs, layers.Dense(4, name="dense")(hidden)),
+                        ts.MagnitudePruning(ts.ConstantSparsity(0.5, 1)))
+    model.compile("sgd", "mse")
+    model.predict(X, verbose=0)
+    model.evaluate(X, Y, verbose=0)
+    with pytest.raises(ValueError, match="ts.callbacks.SparsityUpdate"):
+        model.fit(X, Y, verbose=0)
+    fit(model)
+    assert zeros(model) == 20
+
+
+def test_each_update_runs_once_across_a_resume(tmp_path):
+    steps = []
+
+    @keras.saving.register_keras_serializable(package="test_update")
+    class Recorded(ts.MagnitudePruning):
+        def update(self, slots, step, probe=None):
+            steps.append(step)
+            super().update(slots, step, probe)
+
+    model = model_of(None, method=Recorded(ts.PolynomialDecay(0.0, 0.8, 0, 14, frequency=4)))
+    with pytest.warns(UserWarning, match="ends its schedule"):
+        fit(model)
+    model.save(tmp_path / "m.keras")
+    fit(keras.saving.load_model(tmp_path / "m.keras"), epochs=2, initial_epoch=1)
+    assert steps == [0, 4, 8, 12, 14]
+
+
+def test_the_model_is_touched_only_when_something_is_due():
+    """On JAX reading `self.model` brings the whole state back, which doubles a step's time."""
+    class Counted(ts.callbacks.SparsityUpdate):
+        reads = 0
+
+        @property
+        def model(self):
+            Counted.reads += 1
+            return super().model
+
+        def on_train_batch_end(self, batch, logs=None):
+            before = Counted.reads
+            super().on_train_batch_end(batch, logs)
+            touched.append(Counted.reads - before)
+
+    touched = []
+    model = model_of(ts.PolynomialDecay(0.0, 0.8, 2, 7, frequency=3))
+    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Counted()])
+    assert [n > 0 for n in touched] == [step in (2, 5, 7) for step in range(1, 9)]
+
+
+@pytest.mark.parametrize(("pattern", "middle", "end"), [
+    ("2:4", 16, 32), ("4:8", 16, 32), ("1:4", 24, 48),  # N zeros in half of the groups, then all
+    ("1x4", 24, 48),  # 6, then 12 of 16 blocks
+    ("4x4", 32, 48), ("channel", 32, 48)])  # 1.5, rounded to 2, then 3 of 4 groups
+def test_patterns_under_a_schedule(pattern, middle, end):
+    """16 inputs x 4 outputs, linear from 0 to the final sparsity at step 8."""
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(4, name="dense")])
+    model = ts.sparsify(model, ts.MagnitudePruning(
+        ts.PolynomialDecay(0.0, end / 64, 0, 8, power=1, frequency=4), pattern=pattern))
+    model.compile("sgd", "mse")
+    counts = Zeros()
+    model.fit(np.tile(X, (1, 2))[:, :16], Y, batch_size=4, verbose=0,
+              callbacks=[ts.callbacks.SparsityUpdate(), counts])
+    assert (counts.seen[4], counts.seen[8]) == (middle, end)
+
+
+def test_constraints_and_regularizers_act_on_theta():
+    """A pruned weight of 3 counts 9 in the L2 loss and is clipped to 1 by the constraint."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(
+        1, use_bias=False, kernel_regularizer=keras.regularizers.L2(1.0), name="dense",
+        kernel_constraint=keras.constraints.MaxNorm(1.0))])
+    model = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0)))
+    layer = model.get_layer("dense")
+    layer.theta("kernel").assign([[0.0], [4.0]])
+    ts.update(model)  # prunes the first
+    layer.theta("kernel").assign([[3.0], [4.0]])
+    np.testing.assert_allclose([float(v) for v in model.losses], [25.0])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0,
+              callbacks=[ts.callbacks.SparsityUpdate()])
+    np.testing.assert_allclose(ops.convert_to_numpy(layer.theta("kernel")), [[0.6], [0.8]],
+                               rtol=1e-6)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel)[0], [0.0])
+
+
+def test_a_method_that_needs_no_update_trains_without_the_callback():
+    class Halved(ts.Method):
+        """weight = theta / 2."""
+
+        def state(self, kernel):
+            return {}
+
+        def weight(self, theta, state, *, training, seed=None):
+            return theta / 2
+
+        def get_config(self):
+            return {}
+
+    model = ts.sparsify(dense_model(), Halved())
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(ts.strip(model).get_layer("dense").kernel),
+        ops.convert_to_numpy(model.get_layer("dense").theta("kernel")) / 2)

@@ -75,10 +75,11 @@ class SparsityUpdate(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         updater = self.updater
-        if self.epoch_base is None:  # other callbacks have loaded their checkpoints by now
-            updater.rebase()
+        updater.rebase()  # other callbacks may have loaded a checkpoint
+        if self.epoch_base is None:
             self._warn_if_too_short(epoch)
             updater.run()
+        updater.running = True
         self.epoch_base = updater.now()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -94,6 +95,7 @@ class SparsityUpdate(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.updater.run()
+        self.updater.running = False
 
     def _exclude_from_weight_decay(self):
         # By name: TensorFlow builds the variables of a subclassed model in its first step only.

@@ -1,4 +1,4 @@
-"""Keeps a model alive when the first trace of its train step fails with one of our errors."""
+"""What our callers' frames say: is this a train step, and how does its model survive an error?"""
 
 import sys
 
@@ -29,3 +29,14 @@ def give_back():
                     for variable, array in zip(variables, arrays):
                         variable._value = array
         frame = frame.f_back
+
+
+def in_train_step():
+    """Is the train step of a Keras trainer among our callers?"""
+    frame = sys._getframe()
+    while frame is not None:
+        if (frame.f_code.co_name == "train_step"
+                and isinstance(frame.f_locals.get("self"), keras.Model)):
+            return True
+        frame = frame.f_back
+    return False

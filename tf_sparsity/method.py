@@ -8,6 +8,8 @@ numbers that change live in variables of the model or the optimizer (see docs/de
 from __future__ import annotations
 
 import json
+import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -160,7 +162,8 @@ class Method(ABC):
         return hash(self._key())
 
     def __repr__(self):
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        arguments = ", ".join(f"{k}={self.__dict__.get(k, v)!r}"
+                              for k, v in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -211,9 +214,7 @@ class MaskMethod(Method):
         self.distribution = distribution
         self.pattern = pattern
         self.layout = masks.parse(pattern)
-        if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
-            raise ValueError(f"min_keep is the number of weights that every kernel keeps, an "
-                             f"integer >= 0. Received: min_keep={min_keep!r}")
+        check_number("min_keep", min_keep, least=0, whole=True)
         self.min_keep = min_keep
         self.layout.validate(self.schedule.final_sparsity, distribution)
 
@@ -255,6 +256,8 @@ class MaskMethod(Method):
         return self.schedule.last_step
 
     def due(self, prev, step):
+        if not self.regrows and prev >= self.last_step:
+            return False  # what is pruned stays pruned: a complete mask cannot change
         return self.schedule.due(prev, step)
 
     def update(self, slots, step, probe=None):
@@ -303,6 +306,22 @@ class MaskMethod(Method):
 def _values(variable):
     """A read-only view of a variable's array. `ops.convert_to_numpy` copies it, twice on TensorFlow."""
     return np.asarray(ops.stop_gradient(variable))
+
+
+def check_number(name, value, least=-math.inf, whole=False):
+    """Raises TypeError or ValueError unless `value` is a number, at least `least`."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {'an integer' if whole else 'a number'}. "
+                        f"Received: {name}={value!r}")
+    if not value >= least:
+        raise ValueError(f"{name} must be >= {least}. Received: {name}={value!r}")
+
+
+def check_flag(name, value):
+    """Raises TypeError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False. Received: {name}={value!r}")
 
 
 def seed_sequence(method, path, step):

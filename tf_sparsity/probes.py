@@ -1,4 +1,4 @@
-"""Dense gradients of the data loss on a probe batch: the only file with a backend switch."""
+"""Dense gradients of the data loss on a probe batch, on TensorFlow and JAX."""
 
 import contextlib
 

@@ -58,6 +58,8 @@ def choose(select, paths, layers):
     if select is None:
         chosen = [True] * len(paths)
     elif isinstance(select, Exclude):
+        if select.first or select.last:
+            _require_layers(layers, "names the first or last layer")
         drop = _matches(select.patterns, paths)
         first, last = (layers[0], layers[-1]) if layers else (None, None)
         chosen = [not d and not (select.first and layer is first)
@@ -66,11 +68,7 @@ def choose(select, paths, layers):
     elif is_pattern(select):
         chosen = _matches([select] if isinstance(select, str) else select, paths)
     elif isinstance(select, Callable):
-        if any(layer is None for layer in layers):
-            raise ValueError(
-                "select is a predicate on layers, but the layers of these variables are not "
-                "known. Use ts.callbacks.SparsityUpdate (or ts.update(model)), which binds them, "
-                "or select by regular expression.")
+        _require_layers(layers, "is a predicate on layers")
         chosen = [bool(select(layer)) for layer in layers]
     else:
         raise TypeError("select is None, a regular expression, a list of them, a predicate "
@@ -79,6 +77,14 @@ def choose(select, paths, layers):
         raise ValueError(f"select={select!r} leaves no kernel to sparsify. The kernels are: "
                          f"{', '.join(paths) or 'none'}")
     return chosen
+
+
+def _require_layers(layers, reason):
+    if any(layer is None for layer in layers):
+        raise ValueError(
+            f"select {reason}, but the layers of these variables are not known. Use "
+            "ts.callbacks.SparsityUpdate (or ts.update(model)), which binds them, or select by "
+            "regular expression.")
 
 
 def _matches(patterns, paths):

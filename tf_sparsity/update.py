@@ -34,7 +34,8 @@ class Updater:
             layer.bound = self
         if optimizer is not None:
             self._build_optimizer()
-        self.calls = 0
+        self.running = False  # is fit under way? Then the optimizer's count says the step
+        self.fresh = True  # nothing has run since this took charge, or since weights were loaded
         self.rebase()
 
     def _build_optimizer(self):
@@ -93,21 +94,31 @@ class Updater:
             clocks.append(self.optimizer.read_clock())
         self.base = max((c[STEP] for c in clocks), default=0)
         self.updated = min((c[UPDATED] for c in clocks), default=-1)
+        self.counted = self._counting_optimizer()
         self.base_iterations = self.iterations()
-        self.calls = 0
         for host in self.hosts:
-            self.after_load(host)
+            self._restore_seeds(host)
 
     @property
     def hosts(self):
         """What stores clocks and seed states: sparse layers, and a SparseOptimizer."""
         return self.layers + ([] if self.optimizer is None else [self.optimizer])
 
+    def _counting_optimizer(self):
+        if self.manual or self.model is None or not self.model.compiled:
+            return None
+        return self.model.optimizer
+
     def iterations(self):
-        """The optimizer's updates since it was compiled; with `ts.update`, its calls."""
-        if self.manual or self.model is None or self.model.optimizer is None:
-            return self.calls
-        return int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        """The optimizer's updates since it was compiled."""
+        if self.counted is None:
+            return 0
+        return int(ops.convert_to_numpy(self.counted.iterations))
+
+    def advance(self):
+        """One more step of a custom loop, on layers: a SparseOptimizer counts its own."""
+        self.rebase()
+        self.base += 1
 
     def now(self):
         """The step: optimizer updates over the model's life."""
@@ -122,13 +133,14 @@ class Updater:
     def run(self):
         """Runs every update due since the last one, and stores the step."""
         step = self.now()
-        for method, slots in group_by_method(self.slots()):
-            if method.due(self.updated, step):
-                method.update(slots, step, self.probe(method, slots, step))
-        if self.optimizer is not None and self.optimizer.built:
-            self.optimizer.project()
+        if self.due(step) or self.fresh:
+            for method, slots in group_by_method(self.slots()):
+                if method.due(self.updated, step):
+                    method.update(slots, step, self.probe(method, slots, step))
+            if self.optimizer is not None and self.optimizer.built:
+                self.optimizer.project()
         if all(host.built for host in self.hosts):
-            self.updated = step
+            self.fresh, self.updated = False, step
             self.store()
 
     def end_epoch(self):
@@ -184,7 +196,9 @@ class Updater:
                 for seed in layer._seed_generators]
 
     def before_save(self):
-        self.store()
+        """Brings the stored clock up to date within an epoch; after fit it is the truth itself."""
+        if self.running and self.model.optimizer is self.counted:
+            self.store()
 
     def seeds_for(self, host):
         """What `host` saves: the first host carries the states of all seed generators."""
@@ -193,8 +207,12 @@ class Updater:
         return {f"seed:{i:04d}": ops.convert_to_numpy(seed.state)
                 for i, seed in enumerate(self.seed_generators())}
 
-    def after_load(self, host):
-        """Restores the seed states that came with a weight file."""
+    def after_load(self):
+        """Counts on from the clock that came with a weight file, with its random numbers."""
+        self.fresh = True
+        self.rebase()
+
+    def _restore_seeds(self, host):
         if self.model is None or not host.saved_seeds:
             return
         generators = self.seed_generators()
@@ -256,7 +274,7 @@ def update(model):
                              "with ts.SparseOptimizer: there is nothing to update. Call "
                              "ts.sparsify(model, method) first.")
     else:
-        updater.calls += 1
+        updater.advance()
     updater.check_probe()
     updater.run()
 

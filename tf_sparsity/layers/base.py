@@ -201,7 +201,8 @@ class SparseLayer:
 
     def check_bound(self, training):
         waiting = [m for m in self.methods.values() if m.needs_update]
-        if training and waiting and not self.bound and not self._always_training():
+        if training and waiting and not self.bound and (
+                jax_state.in_train_step() or not self._always_training()):
             jax_state.give_back()
             raise ValueError(
                 f"Layer '{self.name}' is trained with {type(waiting[0]).__name__}, whose state "
@@ -246,9 +247,9 @@ class SparseLayer:
             store[variable.name] = variable
         if self.method_seed is not None:
             store["method_seed"] = self.method_seed.state
-        if self.bound:
-            for key, seed in self.bound.seeds_for(self).items():
-                store[key] = seed
+        seeds = self.bound.seeds_for(self) if self.bound else self.saved_seeds
+        for key, seed in seeds.items():
+            store[key] = seed
 
     def load_own_variables(self, store):
         if not self.built:
@@ -274,7 +275,7 @@ class SparseLayer:
             self.method_seed.state.assign(store["method_seed"])
         self.saved_seeds = {k: np.asarray(store[k]) for k in keys if k.startswith("seed:")}
         if self.bound:
-            self.bound.after_load(self)
+            self.bound.after_load()
 
     def set_weights(self, weights):
         """Takes what `get_weights` of this layer or of its dense counterpart returned."""

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from tf_sparsity.method import Method, Spec
+from tf_sparsity.method import Method, Spec, check_flag, check_number
 from tf_sparsity.schedule import Ramp
 
 
@@ -50,11 +50,11 @@ class ContinuousSparsification(Method):
 
     def __init__(self, anneal_steps, *, final_beta=200.0, s0=0.0, scale=1e-8, rescale=False,
                  frequency=None):
-        if not final_beta >= 1:
-            raise ValueError(f"final_beta is the last inverse temperature, a number >= 1. "
-                             f"Received: final_beta={final_beta!r}")
-        if not scale >= 0:
-            raise ValueError(f"scale (lambda) must be >= 0. Received: scale={scale!r}")
+        check_number("anneal_steps", anneal_steps, least=1, whole=True)
+        check_number("final_beta", final_beta, least=1)
+        check_number("s0", s0)
+        check_number("scale", scale, least=0)
+        check_flag("rescale", rescale)
         self.ramp = Ramp(0, anneal_steps, frequency=frequency)
         self.anneal_steps, self.frequency = anneal_steps, frequency
         self.final_beta, self.s0 = float(final_beta), float(s0)

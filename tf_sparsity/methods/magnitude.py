@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tf_sparsity.method import MaskMethod
+from tf_sparsity.method import MaskMethod, check_flag
 
 
 @keras.saving.register_keras_serializable(package="tf_sparsity")
@@ -47,6 +47,7 @@ class MagnitudePruning(MaskMethod):
                  min_keep=1):
         super().__init__(schedule, distribution=distribution, pattern=pattern,
                          min_keep=min_keep)
+        check_flag("revive", revive)
         self.revive = revive
 
     @property

@@ -5,7 +5,7 @@ import random
 import keras
 import numpy as np
 
-from tf_sparsity.method import MaskMethod
+from tf_sparsity.method import MaskMethod, check_number
 
 
 @keras.saving.register_keras_serializable(package="tf_sparsity")
@@ -41,8 +41,8 @@ class RandomPruning(MaskMethod):
     def __init__(self, schedule, *, distribution="uniform", pattern=None, seed=None, min_keep=1):
         super().__init__(schedule, distribution=distribution, pattern=pattern,
                          min_keep=min_keep)
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-            raise ValueError(f"seed is None or an integer >= 0. Received: seed={seed!r}")
+        if seed is not None:
+            check_number("seed", seed, least=0, whole=True)
         self.seed = random.randrange(2**31) if seed is None else seed
 
     def scores(self, weight, gradient, seed):
