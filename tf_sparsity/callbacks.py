@@ -8,10 +8,10 @@ import keras
 
 from tf_sparsity import probes
 from tf_sparsity.method import Kernel
-from tf_sparsity.optimizer import innermost
+from tf_sparsity.optimizer import find_sparse_optimizer, innermost
 from tf_sparsity.report import sparsity
 from tf_sparsity.tensorboard import SparsityTensorBoard
-from tf_sparsity.update import Updater, find_sparse_optimizer
+from tf_sparsity.update import Updater
 
 __all__ = ["SparsityLogger", "SparsityTensorBoard", "SparsityUpdate"]
 

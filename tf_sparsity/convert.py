@@ -10,10 +10,11 @@ from keras import ops
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from tf_sparsity import selection
-from tf_sparsity.kernels import find, is_graph
+from tf_sparsity.kernels import check_is_model, find, is_graph
 from tf_sparsity.layers import REPLACEMENTS, SPARSE_CLASSES, SparseLayer
 from tf_sparsity.layers.base import activations_of
 from tf_sparsity.method import STEP, UPDATED, Method, group_by_method
+from tf_sparsity.optimizer import find_sparse_optimizer
 
 
 def sparsify(model, method, *, select=None):
@@ -125,25 +126,23 @@ def plain_twin(model):
 
 
 def incomplete(model):
-    """One sentence for each method whose last scheduled update has not run."""
+    """One sentence for each method whose last scheduled update has not run, on either host."""
     layers = [l for l in model._flatten_layers() if isinstance(l, SparseLayer) and l.built]
-    for method, of_method in group_by_method([(m, l) for l in layers for m in l.methods.values()]):
-        updated = min(l.read_clock()[UPDATED] for l in of_method)
+    clocks = [(m, l.read_clock()) for l in layers for m in l.methods.values()]
+    optimizer = find_sparse_optimizer(model)
+    if optimizer is not None and optimizer.slots:
+        clocks.append((optimizer.method, optimizer.read_clock()))
+    for method, of_method in group_by_method(clocks):
+        step = max(clock[STEP] for clock in of_method)
+        updated = min(clock[UPDATED] for clock in of_method)
         if method.needs_update and method.last_step is not None and updated < method.last_step:
-            step = max(l.read_clock()[STEP] for l in of_method)
             yield (f"{type(method).__name__}: schedule at step {step} of {method.last_step}, last "
                    f"updated at step {updated}. Sparsity is not what the schedule ends with; "
                    "train on with ts.callbacks.SparsityUpdate().")
 
 
 def _check_model(model, verb):
-    if not isinstance(model, keras.Model):
-        if type(model).__module__.startswith("tf_keras"):
-            raise TypeError(f"ts.{verb} works on Keras 3 models; this is a tf_keras (Keras 2) "
-                            "model. Rebuild it with `keras` (not `tf_keras`, and without "
-                            "TF_USE_LEGACY_KERAS=1), or prune it with "
-                            "tensorflow_model_optimization.")
-        raise TypeError(f"ts.{verb} expects a keras.Model. Received: {model!r}")
+    check_is_model(model, f"ts.{verb}")
     if not is_graph(model):
         raise ValueError(f"ts.{verb} rebuilds functional and Sequential models; '{model.name}' "
                          f"is the subclassed model {type(model).__name__}. Train it with "

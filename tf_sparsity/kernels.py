@@ -82,6 +82,17 @@ def find(model):
     return found
 
 
+def check_is_model(model, function, expected="a keras.Model"):
+    """Raises TypeError for what is no Keras 3 model, with the way out for a tf_keras model."""
+    if isinstance(model, keras.Model):
+        return
+    if any(cls.__module__.split(".")[0] == "tf_keras" for cls in type(model).__mro__):
+        raise TypeError(f"{function} works on Keras 3 models; this is a tf_keras (Keras 2) model. "
+                        "Rebuild it with `keras` (not `tf_keras`, and without "
+                        "TF_USE_LEGACY_KERAS=1), or prune it with tensorflow_model_optimization.")
+    raise TypeError(f"{function} expects {expected}. Received: {model!r}")
+
+
 def is_graph(layer):
     """Is this a functional or Sequential model, whose layers can be replaced?"""
     return type(layer) is keras.Sequential or (

@@ -354,3 +354,11 @@ def innermost(optimizer):
     while isinstance(optimizer, (SparseOptimizer, keras.optimizers.LossScaleOptimizer)):
         optimizer = optimizer.inner_optimizer
     return optimizer
+
+
+def find_sparse_optimizer(model):
+    """The SparseOptimizer of a compiled model, inside a LossScaleOptimizer or not, or None."""
+    optimizer = model.optimizer if model.compiled else None
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer if isinstance(optimizer, SparseOptimizer) else None

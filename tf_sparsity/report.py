@@ -13,10 +13,10 @@ from keras import ops
 from keras.src.utils.dtype_utils import dtype_size
 
 from tf_sparsity.convert import incomplete
-from tf_sparsity.kernels import find, is_graph
+from tf_sparsity.kernels import check_is_model, find, is_graph
 from tf_sparsity.layers import REPLACEMENTS, SPARSE_CLASSES, SparseLayer
-from tf_sparsity.method import STEP, UPDATED, Kernel, MaskMethod, Method, group_by_method
-from tf_sparsity.update import find_sparse_optimizer
+from tf_sparsity.method import STEP, Kernel, MaskMethod, Method, group_by_method
+from tf_sparsity.optimizer import find_sparse_optimizer
 
 ADDITIVE = ("size", "zeros", "flops", "flops_effective", "bytes", "bytes_sparse")
 
@@ -173,7 +173,7 @@ def report(model):
     _check(model)
     result = measure(model)
     if result.step > 0:
-        for message in [*incomplete(model), *_incomplete_optimizer(model)]:
+        for message in incomplete(model):
             warnings.warn(message, stacklevel=2)
     return result
 
@@ -255,6 +255,8 @@ def _why_dense(found, methods, optimizer):
         return "ts.SparseOptimizer makes its masks when training starts"
     if optimizer is None and found.skipped:
         return found.skipped
+    if optimizer is not None and not found.variable.trainable:
+        return "it is frozen, and the optimizer sees trainable variables only"
     reasons = (method.unsupported(found.kernel) for method in methods)
     return next((why for why in reasons if why), "not selected")
 
@@ -315,26 +317,10 @@ def _groups(entries):
 
 
 def _check(model):
-    if not isinstance(model, keras.Model):
-        if any(cls.__module__.split(".")[0] == "tf_keras" for cls in type(model).__mro__):
-            raise TypeError("ts.report reads Keras 3 models; this is a tf_keras (Keras 2) model: "
-                            "rebuild it with `keras`.")
-        raise TypeError(f"ts.report expects a keras.Model. Received: {model!r}")
+    check_is_model(model, "ts.report")
     if not model.built:
         raise ValueError(f"Model '{model.name}' is not built, so its kernels do not exist yet. "
                          "Call it once on a batch, or model.build(input_shape).")
-
-
-def _incomplete_optimizer(model):
-    """The sentence of `convert.incomplete` for a SparseOptimizer."""
-    optimizer = find_sparse_optimizer(model)
-    if optimizer is None or not optimizer.slots:
-        return
-    method, (step, updated) = optimizer.method, optimizer.read_clock()
-    if method.needs_update and method.last_step is not None and updated < method.last_step:
-        yield (f"{type(method).__name__}: schedule at step {step} of {method.last_step}, last "
-               f"updated at step {updated}. Sparsity is not what the schedule ends with; train "
-               "on with ts.callbacks.SparsityUpdate().")
 
 
 # ---- FLOPs

@@ -7,10 +7,10 @@ import keras
 from keras import ops
 
 from tf_sparsity import probes
-from tf_sparsity.kernels import find
+from tf_sparsity.kernels import check_is_model, find
 from tf_sparsity.layers import SparseLayer
 from tf_sparsity.method import STEP, UPDATED, group_by_method
-from tf_sparsity.optimizer import SparseOptimizer
+from tf_sparsity.optimizer import SparseOptimizer, find_sparse_optimizer
 
 
 class Updater:
@@ -225,14 +225,6 @@ class Updater:
         host.saved_seeds = {}
 
 
-def find_sparse_optimizer(model):
-    """The SparseOptimizer of a compiled model, inside a LossScaleOptimizer or not, or None."""
-    optimizer = model.optimizer if model.compiled else None
-    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer if isinstance(optimizer, SparseOptimizer) else None
-
-
 def update(model):
     """Runs the updates that are due: in custom loops after each step, or one-shot pruning.
 
@@ -261,11 +253,9 @@ def update(model):
     """
     if isinstance(model, SparseOptimizer):
         model, optimizer = None, model
-    elif isinstance(model, keras.Model):
-        optimizer = find_sparse_optimizer(model)
     else:
-        raise TypeError("ts.update expects a sparsified keras.Model or a ts.SparseOptimizer. "
-                        f"Received: {model!r}")
+        check_is_model(model, "ts.update", "a sparsified keras.Model or a ts.SparseOptimizer")
+        optimizer = find_sparse_optimizer(model)
     updater = _bound(model, optimizer)
     if updater is None or not updater.manual or updater.model is not model:
         updater = Updater(model, optimizer, manual=True)
