@@ -196,26 +196,23 @@ class ByGradient(ts.MaskMethod):
     seen: list = []
 
     def scores(self, weight, gradient, seed):
-        self.seen.append(gradient)
+        self.seen.append((weight, gradient))
         return np.abs(gradient)
 
 
 def test_each_update_draws_one_batch():
-    method = ByGradient(ts.ConstantSparsity(0.5, 0, frequency=2))
+    method = ByGradient(ts.PolynomialDecay(0.25, 0.5, 0, 4, frequency=2))
     model = ts.sparsify(linear(X), method)
-    model.compile(keras.optimizers.SGD(0.0), "mse")
-    weight = numpy(model.layers[0].kernel)
+    model.compile("sgd", "mse")
     parts = [(X[:4], Y[:4]), (X[4:8], Y[4:8]), (X[8:12], Y[8:12])]
     ByGradient.seen.clear()
     model.fit(X, Y, batch_size=4, verbose=0,
               callbacks=[ts.callbacks.SparsityUpdate(probe_data=parts)])
     assert len(ByGradient.seen) == 3  # at steps 0, 2 and 4
-    np.testing.assert_allclose(ByGradient.seen[0], mse_gradient(weight, *parts[0]),
-                               rtol=1e-4, atol=1e-6)
-    weight = numpy(model.layers[0].kernel)  # the learning rate is 0: one mask, two batches
-    assert (weight == 0).sum() == 9
-    for gradient, part in zip(ByGradient.seen[1:], parts[1:]):
+    for (weight, gradient), part in zip(ByGradient.seen, parts):
         np.testing.assert_allclose(gradient, mse_gradient(weight, *part), rtol=1e-4, atol=1e-6)
+    assert [(weight == 0).sum() for weight, _ in ByGradient.seen] == [0, 4, 8]
+    assert (numpy(model.layers[0].kernel) == 0).sum() == 9
 
 
 @pytest.mark.parametrize("data, message", [
