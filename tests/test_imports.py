@@ -15,12 +15,12 @@ REPOSITORY = ROOT.parent
 
 # module (or package) -> what it imports of tf_sparsity, exactly. Leaves first; no cycles.
 ALLOWED = {
-    "schedule": set(), "distribution": set(), "masks": set(), "jax_state": set(),
+    "schedule": set(), "distribution": set(), "masks": set(), "train_step": set(),
     "method": {"schedule", "distribution", "masks"},
     "selection": {"method"},
     "methods": {"method", "schedule"},
-    "layers": {"method", "jax_state"},
-    "optimizer": {"method", "selection", "jax_state"},
+    "layers": {"method", "train_step"},
+    "optimizer": {"method", "selection", "train_step"},
     "tfmot": {"method", "schedule"},
     "kernels": {"method", "selection", "layers"},
     "convert": {"method", "selection", "layers", "optimizer", "kernels"},

@@ -1,7 +1,7 @@
 """Scores and a sparsity -> masks, in NumPy on the host.
 
-A mask is a float32 array of zeros and ones with the shape of its kernel. The lowest scores go
-first. Counts are exact: the number of zeros is computed in integers (`count_zeros`) and among equal
+A mask is a boolean array with the shape of its kernel, True where a weight is kept. The lowest
+scores go first. Counts are exact: the number of zeros is computed in integers (`count_zeros`) and among equal
 scores the lower index is kept.
 
 Patterns see a kernel through the roles of its axes, one string per axis: the text before ":" is
@@ -244,7 +244,7 @@ def kernel_mask(scores, sparsity, pattern, axes, previous=None, min_keep=1):
             `min_keep` weights even if they are the smallest. (N:M keeps N of a group anyway.)
 
     Returns:
-        float32 array of zeros and ones, the kernel's shape.
+        Boolean array of the kernel's shape, True where a weight is kept.
 
     Raises:
         ValueError: if `sparsity` is not in [0, 1) or above the 1 - N/M of the pattern, if scores
@@ -252,8 +252,8 @@ def kernel_mask(scores, sparsity, pattern, axes, previous=None, min_keep=1):
 
     Example:
         >>> kernel_mask(np.array([[1.0, 4.0], [3.0, 2.0]]), 0.5, parse(None), ("in", "out"))
-        array([[0., 1.],
-               [1., 0.]], dtype=float32)
+        array([[False,  True],
+               [ True, False]])
 
     Reference:
         Zhu & Gupta 2017, arXiv:1710.01878, section 3 (sort by magnitude, mask the smallest).
@@ -290,7 +290,7 @@ def global_masks(scores, sparsity, pattern, axes, previous=None, min_keep=1):
         min_keep: Number of weights that always remain in each kernel, see `kernel_mask`.
 
     Returns:
-        List of float32 masks.
+        List of boolean masks.
 
     Raises:
         ValueError: as `kernel_mask`, and for N:M, whose sparsity is fixed in every kernel.
@@ -298,7 +298,7 @@ def global_masks(scores, sparsity, pattern, axes, previous=None, min_keep=1):
     Example:
         >>> global_masks([np.array([[1.0, 4.0]]), np.array([[3.0, 2.0]])], 0.5, parse(None),
         ...              [("in", "out")] * 2)
-        [array([[0., 1.]], dtype=float32), array([[1., 0.]], dtype=float32)]
+        [array([[False,  True]]), array([[ True, False]])]
     """
     if isinstance(pattern, NM):
         raise ValueError(
@@ -364,10 +364,9 @@ def _needed(sizes, min_keep):
 
 
 def _mask(keep, pattern, shape, axes, previous):
-    mask = np.empty(shape, np.float32)
-    mask[...] = pattern.spread(keep, shape, axes)
+    mask = np.ascontiguousarray(pattern.spread(keep, shape, axes))
     if previous is not None and not isinstance(pattern, Unstructured):
-        mask *= previous  # a group that had some zeros keeps them
+        mask &= np.asarray(previous) > 0  # a group that had some zeros keeps them
     return mask
 
 
@@ -378,13 +377,13 @@ def _lowest(scores, candidates, count):
     if count <= 0:
         return [np.zeros(s.shape, bool) for s in scores]
     threshold = _threshold(scores, candidates, count, n_candidates)
-    gone = [(s < threshold) & c for s, c in zip(scores, candidates)]
-    count -= sum(map(np.count_nonzero, gone))
-    for s, c, g in reversed(list(zip(scores, candidates, gone))):
-        if count:
-            last = np.flatnonzero((s == threshold) & c)[-count:]
-            g[last] = True
-            count -= last.size
+    gone = [(s <= threshold) & c for s, c in zip(scores, candidates)]
+    excess = sum(map(np.count_nonzero, gone)) - count
+    for s, c, g in zip(scores, candidates, gone):
+        if excess:
+            first = np.flatnonzero((s == threshold) & c)[:excess]
+            g[first] = False
+            excess -= first.size
     return gone
 
 
@@ -455,7 +454,7 @@ def _nm_mask(scores, sparsity, pattern, axes, previous):
     count = n_groups if share > 1 - 1e-9 else round(n_groups * share)
     (gone,) = _lowest([loss], [uncut], count - (n_groups - np.count_nonzero(uncut)))
     keep = (alive & ~(drop & gone)).T.reshape(free, n_out, -1)[:, :, :n_in]
-    return np.ascontiguousarray(restore(keep, scores.shape, axes), dtype=np.float32)
+    return np.ascontiguousarray(restore(keep, scores.shape, axes), dtype=bool)
 
 
 def _consecutive(array, m, axes):

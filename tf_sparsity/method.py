@@ -287,7 +287,7 @@ class MaskMethod(Method):
                                      None if previous is None else previous[i], self.min_keep)
                    for i, (s, target, a) in enumerate(zip(scores, targets, axes))]
         for slot, mask in zip(slots, new):
-            slot.state["mask"].assign(mask)
+            slot.state["mask"].assign(ops.cast(mask, slot.state["mask"].dtype))
 
     def update_in_step(self, slots, step):
         """For `compiled` methods: updates the masks inside the step, `step` being a tensor.

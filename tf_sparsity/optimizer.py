@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_sparsity import jax_state, selection
+from tf_sparsity import selection, train_step
 from tf_sparsity.method import STEP, Kernel, MaskMethod, Slot, Spec
 
 # Optimizers that treat each weight by itself: whatever they do to a pruned one, it is set to zero
@@ -162,7 +162,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             with keras.name_scope(self.name, caller=self):
                 self.build(list(trainable_variables))
         if self.bound is None:
-            jax_state.give_back()
+            train_step.give_back()
             raise ValueError(
                 f"SparseOptimizer prunes with {type(self.method).__name__}, whose masks must be "
                 "updated between steps, but nothing updates them. Pass "

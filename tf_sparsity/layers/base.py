@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend.common.global_state import get_global_attribute
 
-from tf_sparsity import jax_state
+from tf_sparsity import train_step
 from tf_sparsity.method import Kernel, Method, Slot
 
 
@@ -202,8 +202,8 @@ class SparseLayer:
     def check_bound(self, training):
         waiting = [m for m in self.methods.values() if m.needs_update]
         if training and waiting and not self.bound and (
-                jax_state.in_train_step() or not self._always_training()):
-            jax_state.give_back()
+                train_step.is_running() or not self._always_training()):
+            train_step.give_back()
             raise ValueError(
                 f"Layer '{self.name}' is trained with {type(waiting[0]).__name__}, whose state "
                 "must be updated between steps, but nothing updates it. Pass "

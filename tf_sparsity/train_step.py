@@ -31,7 +31,7 @@ def give_back():
         frame = frame.f_back
 
 
-def in_train_step():
+def is_running():
     """Is the train step of a Keras trainer among our callers?"""
     frame = sys._getframe()
     while frame is not None:
