@@ -15,13 +15,13 @@ setup(
         include=["tf_sparsity", "tf_sparsity.*", "tflite_export", "tflite_export.*"]
     ),
     install_requires=[
-        "keras>=3.12",
+        "keras>=3.15",  # docs/design.md lists the internals relied on; older ones have others
         "numpy>=1.26",
-        "tensorflow>=2.18",
+        "tensorflow>=2.21",
         "tensorflow-model-optimization>=0.8",
         "tensorflow-datasets>=4.9.4",
         "keras-tuner>=1.4.7",
-        "tensorboard>=2.18",
+        "tensorboard>=2.20",
         "ai-edge-litert>=2.0",  # the LiteRT interpreter; TensorFlow's own is deprecated
     ],
     extras_require={
