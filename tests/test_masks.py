@@ -47,7 +47,7 @@ def test_sparsity_out_of_range(sparsity):
 def test_lowest_scores_go_first():
     result = mask([[5, 1, 4], [0, 3, 2]], 0.5)
     np.testing.assert_array_equal(result, [[1, 0, 1], [0, 1, 0]])
-    assert result.dtype == np.float32
+    assert result.dtype == bool
 
 
 def test_among_equal_scores_the_lower_index_is_kept():
@@ -404,7 +404,7 @@ def test_one_ranking_over_all_kernels():
     first, second = global_masks([[[1, 2], [9, 8]], [[3, 4, 7, 6]]], 0.5)
     np.testing.assert_array_equal(first, [[0, 0], [1, 1]])
     np.testing.assert_array_equal(second, [[0, 0, 1, 1]])
-    assert first.dtype == second.dtype == np.float32
+    assert first.dtype == second.dtype == bool
 
 
 def test_global_ties_keep_the_earlier_kernel_and_the_lower_index():

@@ -1,8 +1,8 @@
 """Scores and a sparsity -> masks, in NumPy on the host.
 
 A mask is a boolean array with the shape of its kernel, True where a weight is kept. The lowest
-scores go first. Counts are exact: the number of zeros is computed in integers (`count_zeros`) and among equal
-scores the lower index is kept.
+scores go first. Counts are exact: the number of zeros is computed in integers (`count_zeros`), and
+among equal scores the lower index is kept.
 
 Patterns see a kernel through the roles of its axes, one string per axis: the text before ":" is
 "in" (input units), "out" (output units) or anything else (kh, kw, vocab, batch, ...: a free axis,
@@ -366,7 +366,7 @@ def _needed(sizes, min_keep):
 def _mask(keep, pattern, shape, axes, previous):
     mask = np.ascontiguousarray(pattern.spread(keep, shape, axes))
     if previous is not None and not isinstance(pattern, Unstructured):
-        mask &= np.asarray(previous) > 0  # a group that had some zeros keeps them
+        mask = mask & (np.asarray(previous) > 0)  # a group that had some zeros keeps them
     return mask
 
 
@@ -406,7 +406,7 @@ def _threshold(scores, candidates, count, n_candidates):
         below = [(s < low) & c for s, c in zip(scores, candidates)]
         n_below = sum(map(np.count_nonzero, below))
         enclosed = np.concatenate(
-            [s[(s <= high) & c ^ b] for s, c, b in zip(scores, candidates, below)]
+            [np.compress((s <= high) & c ^ b, s) for s, c, b in zip(scores, candidates, below)]
         )
         if n_below < count <= n_below + enclosed.size:
             break
