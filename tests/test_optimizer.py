@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 import tf_sparsity as ts
-from tf_sparsity.optimizer import innermost
+from tf_sparsity.optimizer import ELEMENTWISE, innermost
 
 pytestmark = pytest.mark.any_backend
 TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -504,6 +504,44 @@ def test_both_hosts_train_alike(inner, method, clip):
         np.testing.assert_array_equal(one == 0, other == 0)
     # XLA and Grappler fuse `theta * mask` into what follows: a few ulp per step
     assert_equal(weights(stripped), weights(on_optimizer), rtol=2e-5, atol=2e-7)
+
+
+def steps_by_hand(inner, method, dense_gradients=False):
+    """An array after twelve steps, its masks rising; the method may pass gradients as they are."""
+    rng = np.random.default_rng(0)
+    kernel = keras.Variable(rng.normal(size=(6, 5)).astype("float32"), name="kernel")
+    method.dense_gradients = dense_gradients
+    optimizer = ts.SparseOptimizer(inner, method)
+    optimizer.build([kernel])
+    ts.update(optimizer)
+    for _ in range(12):
+        optimizer.apply([ops.convert_to_tensor(rng.normal(size=(6, 5)).astype("float32"))])
+        ts.update(optimizer)
+    return optimizer, numpy(kernel)
+
+
+@pytest.mark.parametrize("cls", sorted(ELEMENTWISE, key=lambda c: c.__name__))
+def test_gradients_are_left_as_they_are_only_where_no_kept_weight_sees_it(cls, monkeypatch):
+    options = {"clipvalue": 0.5, "weight_decay": 0.1, "use_ema": True}
+    optimizer, left = steps_by_hand(cls(0.05, **options), magnitude())
+    assert not optimizer._masks_gradients()
+    monkeypatch.setattr(ts.SparseOptimizer, "_masks_gradients", lambda self: True)
+    _, masked = steps_by_hand(cls(0.05, **options), magnitude())
+    assert_equal([left], [masked])
+    assert (left == 0).sum() == 22
+
+
+@pytest.mark.parametrize("inner, method", [
+    (keras.optimizers.SGD(0.05, clipnorm=0.1), magnitude()),
+    (keras.optimizers.Adam(0.05, global_clipnorm=0.1), magnitude()),
+    (keras.optimizers.Adafactor(0.05), magnitude()), (keras.optimizers.Lamb(0.05), magnitude())])
+def test_gradients_are_masked_where_a_kept_weight_would_see_it(inner, method):
+    config = keras.saving.serialize_keras_object(inner)
+    optimizer, masked = steps_by_hand(inner, method)
+    assert optimizer._masks_gradients()
+    again = keras.saving.deserialize_keras_object(config)
+    _, left = steps_by_hand(again, method, dense_gradients=True)
+    assert np.abs(masked - left).max() > 1e-4
 
 
 @pytest.mark.parametrize("inner", INNER)
