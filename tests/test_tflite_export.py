@@ -485,3 +485,10 @@ def test_the_command_passes_its_status_on(tmp_path):
     assert done.returncode == 1
     done = subprocess.run(command[:-2], capture_output=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 2  # wrong usage
+
+
+def test_a_quantized_model_is_refused_in_one_sentence():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")])
+    model.get_layer("head").quantize("int8")
+    with pytest.raises(ValueError, match="'head' .* is quantized by Keras .int8."):
+        tflite_export.convert(model)

@@ -126,8 +126,8 @@ class SparsityUpdate(keras.callbacks.Callback):
                 warnings.warn(
                     f"{type(method).__name__} ends its schedule at step {last}, but this run "
                     f"ends at step {end} (now at {self.updater.now()}, {epochs - epoch} epochs "
-                    f"of {steps} steps): it will stop before the final sparsity. Train longer, "
-                    "or end the schedule earlier.", stacklevel=2)
+                    f"of {steps} steps). It will not be complete, unless another fit goes on: "
+                    "train longer, or end it earlier.", stacklevel=2)
 
 
 class SparsityLogger(keras.callbacks.Callback):

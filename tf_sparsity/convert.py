@@ -136,8 +136,9 @@ def incomplete(model):
         step = max(clock[STEP] for clock in of_method)
         updated = min(clock[UPDATED] for clock in of_method)
         if method.needs_update and method.last_step is not None and updated < method.last_step:
-            yield (f"{type(method).__name__}: schedule at step {step} of {method.last_step}, last "
-                   f"updated at step {updated}. Sparsity is not what the schedule ends with; "
+            when = f"last updated at step {updated}" if updated >= 0 else "not updated yet"
+            yield (f"{type(method).__name__}: schedule at step {step} of {method.last_step}, "
+                   f"{when}. Sparsity is not what the schedule ends with; "
                    "train on with ts.callbacks.SparsityUpdate().")
 
 
@@ -145,8 +146,10 @@ def _check_model(model, verb):
     check_is_model(model, f"ts.{verb}")
     if not is_graph(model):
         raise ValueError(f"ts.{verb} rebuilds functional and Sequential models; '{model.name}' "
-                         f"is the subclassed model {type(model).__name__}. Train it with "
-                         "ts.SparseOptimizer, which needs no new layers and nothing to strip.")
+                         f"is the subclassed model {type(model).__name__}. ts.SparseOptimizer "
+                         "trains it; its arrays then hold the zeros themselves, so there is "
+                         "nothing to strip: export it as it is, or compile it with a plain "
+                         "optimizer and save it.")
     if not model.built:
         raise ValueError(f"Model '{model.name}' is not built, so its kernels do not exist yet. "
                          "Call model.build(input_shape) or start it with keras.Input(shape).")

@@ -73,6 +73,9 @@ def choose(select, paths, layers):
     else:
         raise TypeError("select is None, a regular expression, a list of them, a predicate "
                         f"layer -> bool, or ts.exclude(...). Received: select={select!r}")
+    if not paths:
+        raise ValueError("There is no kernel to choose from: the kernels of this model are "
+                         "sparsified already, or do not exist before it is called on a batch.")
     if not any(chosen):
         raise ValueError(f"select={select!r} leaves no kernel to sparsify. The kernels are: "
                          f"{', '.join(paths) or 'none'}")

@@ -148,7 +148,7 @@ def convert(model, *, sparse="auto", batch_size=1):
             f"Model {model.name!r} still has layers of tf_sparsity, the first is {layers[0]!r}: "
             "convert tf_sparsity.strip(model) instead."
         )
-    _refuse_low_precision(model)
+    _refuse_other_precisions(model)
     sparse_file = None
     with tempfile.TemporaryDirectory() as folder:
         _write_saved_model(model, signature, folder)
@@ -202,8 +202,14 @@ def sparse_layers(model):
     ]
 
 
-def _refuse_low_precision(model):
+def _refuse_other_precisions(model):
     for layer in model._flatten_layers(include_self=False):
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                f"Layer {layer.name!r} of model {model.name!r} is quantized by Keras "
+                f"({layer.quantization_mode}), which TensorFlow's converter cannot convert: export "
+                "the float32 model, before quantize()."
+            )
         if layer.weights and layer.compute_dtype in ("float16", "bfloat16"):
             raise ValueError(
                 f"Layer {layer.name!r} of model {model.name!r} computes in {layer.compute_dtype}, "
