@@ -1,0 +1,81 @@
+"""The tables of README.md, made from the result files."""
+
+import json
+from pathlib import Path
+
+from benchmarks import mask, measure, step
+
+README = Path(__file__).parent / "README.md"
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(ratio, digits):
+    return (f"{ratio['median']:.{digits}f} "
+            f"({ratio['min']:.{digits}f} to {ratio['max']:.{digits}f})")
+
+
+def step_table(result):
+    rows = []
+    for case in result["cases"]:
+        threads = str(case["threads"] or "default")
+        for name, row in case["rows"].items():
+            for base in (step.BASELINE, step.TWIN):
+                ratios = row.get(f"ratio to {base}")
+                if ratios is None or name == base:
+                    continue
+                goal = step.GOALS.get((case["model"], name))
+                met = goal is None or ratios["cpu_seconds"]["median"] <= goal
+                with_updates = ratios.get("cpu_seconds_with_updates")
+                rows.append([
+                    case["model"], case["optimizer"], threads, name, base,
+                    spread(ratios["cpu_seconds"], 3), spread(ratios["seconds"], 2),
+                    f"{ratios['fastest_seconds']:.3f}" if case["threads"] == 1 else "",
+                    "" if with_updates is None else f"{with_updates:.3f}",
+                    "" if goal is None else f"{goal} {'met' if met else '**missed**'}"])
+    return table(["model", "optimizer", "threads", "training", "divided by", "CPU time", "time",
+                  "fastest", "CPU time with updates", "goal"], rows) + "\n\n" + made(result)
+
+
+def mask_table(result):
+    rows = []
+    for case in result["cases"]:
+        for name, row in case["rows"].items():
+            cells = [case["masks"], name, f"{measure.median(row['cpu_seconds']):.3f} s"]
+            if name in mask.GOALS:
+                speedup, goal = row["speedup"], mask.GOALS[name]
+                met = speedup["cpu_seconds"]["median"] >= goal
+                cells += [spread(speedup["cpu_seconds"], 1), spread(speedup["seconds"], 1),
+                          f"{goal} {'met' if met else '**missed**'}"]
+            rows.append(cells + [""] * (6 - len(cells)))
+    return table(["masks before", "update", "CPU time", "TFMOT's CPU time / ours",
+                  "TFMOT's time / ours", "goal"], rows) + "\n\n" + made(result)
+
+
+def made(result):
+    machine = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if v)
+    return (f"`{result['command']}`, {result['date']}, {machine['cores']} cores of "
+            f"{machine['cpu']} (load {machine['load']:.1f} when it ended), {versions}, seed "
+            f"{result['settings']['seed']}.")
+
+
+TABLES = {"step": step_table, "mask": mask_table}
+
+
+def filled(text):
+    """`text` with what stands between the markers of each table replaced by the table."""
+    for name, make in TABLES.items():
+        path = measure.RESULTS / f"{name}.json"
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = before + begin + make(json.loads(path.read_text())) + end + after
+    return text
+
+
+def write():
+    README.write_text(filled(README.read_text()))

@@ -1,0 +1,63 @@
+"""The benchmarks run on tiny models; nothing here asserts a speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import mask, measure, readme, step
+
+ROOT = Path(readme.__file__).parent.parent
+
+
+def test_ratios_are_those_within_a_round():
+    ratio = measure.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])
+    assert ratio == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+def test_rounds_are_interleaved_and_the_order_turns():
+    calls = []
+    measures = {name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}
+    values = measure.interleave(measures, 2)
+    assert "".join(calls) == "abcbca"
+    assert values == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
+
+
+def test_the_program_runs_on_tiny_models(tmp_path):
+    """As a command: its cases have processes of their own, and TFMOT stays out of this one."""
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--small", "--out", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (case,) = json.loads((tmp_path / "step.json").read_text())["cases"]
+    assert list(case["rows"]) == [step.BASELINE, step.LAYERS, step.OPTIMIZER, step.TWIN, step.TFMOT]
+    for row in case["rows"].values():
+        assert len(row["seconds"]) == len(row["cpu_seconds"]) == case["rounds"]
+    cases = json.loads((tmp_path / "mask.json").read_text())["cases"]
+    assert [c["masks"] for c in cases] == [c["masks"] for c in mask.CASES]
+    assert "| layer host | dense |" in run.stdout and "| all ones | uniform |" in run.stdout
+
+
+def test_a_small_run_does_not_replace_the_results():
+    run = subprocess.run([sys.executable, "-m", "benchmarks", "--small"], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert run.returncode == 2 and "--out" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["step", "mask"])
+def test_results_say_where_they_come_from(name):
+    result = json.loads((measure.RESULTS / f"{name}.json").read_text())
+    assert result["command"] == f"python -m benchmarks {name}"
+    assert result["date"] and result["machine"]["cpu"] and result["machine"]["cores"]
+    assert all(result["versions"][p] for p in (
+        "python", "tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "numpy"))
+    for case in result["cases"]:
+        for row in case["rows"].values():
+            assert len(row["seconds"]) == len(row["cpu_seconds"]) == case["rounds"]
+
+
+def test_the_tables_in_the_readme_are_those_of_the_results():
+    text = readme.README.read_text()
+    assert readme.filled(text) == text
