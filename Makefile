@@ -26,7 +26,7 @@ clean:
 
 # The last step writes the stamp, so that what was interrupted is done again.
 $(VENV)/made.stamp:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed; $(PYTHON) is {v.major}.{v.minor}. Try make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed; $(PYTHON) is {v.major}.{v.minor}. Try make PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 

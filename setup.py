@@ -9,7 +9,7 @@ setup(
     name="tf_sparsity",
     version="0.1.0",
     description="Keras 3 models made sparse while they train, and small TFLite files of them",
-    python_requires=">=3.10",
+    python_requires=">=3.11",  # as Keras 3.15
     # recipes/ is run from a checkout; its name is too common to install.
     packages=find_packages(
         include=["tf_sparsity", "tf_sparsity.*", "tflite_export", "tflite_export.*"]
