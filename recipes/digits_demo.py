@@ -122,20 +122,22 @@ def plot(path, history, schedule, steps_per_epoch, rows):
         ends, history["sparsity"], "o", markersize=3, color="tab:blue", label="sparsity, reached"
     )
     left.plot(ends, history["val_accuracy"], color="tab:orange", label="validation accuracy")
-    left.set(xlabel="step", ylim=(0, 1.02), title="pruning the digits classifier")
+    left.set(xlabel="step", ylabel="fraction of the weights, of the images", ylim=(0, 1.02),
+             title="pruning the digits classifier")
     left.legend(loc="lower right", frameon=False)
     bars = right.barh([row.name for row in rows], [row.sparsity for row in rows], color="tab:blue")
     left_over = [f"{row.size - row.zeros:,} of {row.size:,} left" for row in rows]
     right.bar_label(bars, left_over, label_type="center", color="white")
     right.invert_yaxis()
-    right.set(xlabel="sparsity", xlim=(0, 1), title="zeros per kernel")
+    right.set(xlabel="sparsity", xlim=(0, 1), title="zeros, and weights left, per kernel")
     figure.savefig(path, dpi=120)
 
 
 def table(result):
     """The one table, as text: a row per figure, a column per model."""
     columns = ("dense", "sparse", "exported")
-    lines = [f"{'':36}" + "".join(f"{column:>12}" for column in columns)]
+    lines = ["dense: before pruning; sparse: pruned, its .tflite with every zero stored; exported: "
+             "its sparse .tflite", f"{'':36}" + "".join(f"{column:>12}" for column in columns)]
 
     def row(label, figures, form):
         cells = [format(figures[c], form) if c in figures else "" for c in columns]
@@ -147,7 +149,7 @@ def table(result):
         row(f"sparsity of {kernel['name']}, {shape}", kernel["sparsity"], ".4f")
     row("sparsity of all kernels", result["sparsity"], ".4f")
     row("bytes of the .tflite", result["bytes"], ",")
-    row("bytes of it compressed", result["bytes_zipped"], ",")
+    row("bytes of it compressed (zip)", result["bytes_zipped"], ",")
     row("greatest difference from Keras", {"exported": result["difference"]}, ".1e")
     return "\n".join(lines)
 
