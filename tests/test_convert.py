@@ -507,8 +507,8 @@ TfKerasModel.__module__ = "tf_keras.src.engine.sequential"
     (TfKerasModel(), TypeError, r"this is a tf_keras \(Keras 2\) model. Rebuild it with `keras`"),
     (3, TypeError, "expects a keras.Model. Received: 3"),
     (layers.Dense(2), TypeError, "expects a keras.Model. Received: <Dense"),
-    (Subclassed(name="mine"), ValueError, "'mine' is the subclassed model Subclassed. Train it "
-                                          "with ts.SparseOptimizer"),
+    (Subclassed(name="mine"), ValueError, "'mine' is the subclassed model Subclassed. "
+     "ts.SparseOptimizer trains it"),
     (unbuilt(), ValueError, r"is not built.*model.build\(input_shape\) or start it with "
                             r"keras.Input"),
     (with_layer(NoConfig(object(), name="custom")), ValueError,
