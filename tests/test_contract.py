@@ -48,14 +48,52 @@ METHODS = {
     "ContinuousSparsification": (
         lambda final=None: ts.ContinuousSparsification(END, s0=0.01, scale=1e-3),
         lambda: ts.ContinuousSparsification(50, final_beta=100.0, s0=-0.1, scale=0.5, rescale=True,
+                                            target_sparsity=0.3, reach="controller",
                                             frequency=7)),
     "ContinuousSparsification s0=0": (
         lambda final=None: ts.ContinuousSparsification(END, scale=1e-4), None),
+    "ContinuousSparsification over the run": (
+        lambda final=None: ts.ContinuousSparsification(s0=0.01, scale=1e-3), None),
+    "ContinuousSparsification rank": (
+        lambda final=None: ts.ContinuousSparsification(END, s0=0.01, scale=1e-3,
+                                                       target_sparsity=0.75, frequency=4), None),
+    "VariationalDropout": (
+        lambda final=None: ts.VariationalDropout(48, scale=0.1),
+        lambda: ts.VariationalDropout(50, scale=0.5, ramp=ts.Ramp(2, 9), threshold=2.0,
+                                      initial_log_sigma2=-8.0, clip_log_alpha=10.0,
+                                      target_sparsity=0.3, reach="controller", frequency=7)),
+    "VariationalDropout ramp": (
+        lambda final=None: ts.VariationalDropout(48, ramp=ts.Ramp(0, END, power=3)), None),
+    "VariationalDropout rank": (
+        lambda final=None: ts.VariationalDropout(48, target_sparsity=0.75, frequency=4), None),
+    "VariationalDropout controller": (
+        lambda final=None: ts.VariationalDropout(48, target_sparsity=0.75, reach="controller",
+                                                 frequency=2), None),
+    "L0Regularization": (
+        lambda final=None: ts.L0Regularization(48, scale=0.1),
+        lambda: ts.L0Regularization(50, scale=0.5, ramp=ts.Ramp(2, 9), group="out",
+                                    initial_keep=0.5, l2=0.1, hard_mask=True, beta=0.5, gamma=-0.2,
+                                    zeta=1.3, target_sparsity=0.3, reach="controller",
+                                    frequency=7)),
+    "L0Regularization l2": (
+        lambda final=None: ts.L0Regularization(48, scale=0.0, l2=0.5), None),
+    "L0Regularization hard": (
+        lambda final=None: ts.L0Regularization(48, initial_keep=0.1, hard_mask=True), None),
+    "L0Regularization out": (
+        lambda final=None: ts.L0Regularization(48, group="out", ramp=ts.Ramp(0, END)), None),
+    "L0Regularization rank": (
+        lambda final=None: ts.L0Regularization(48, target_sparsity=0.75, frequency=4), None),
+    "L0Regularization in, rank": (
+        lambda final=None: ts.L0Regularization(48, group="in", target_sparsity=0.75), None),
+    "L0Regularization controller": (
+        lambda final=None: ts.L0Regularization(48, target_sparsity=0.75, reach="controller",
+                                               frequency=2), None),
 }
 # Fixed sparsity, so there is no such thing as sparsity 0.
 ALWAYS_SPARSE = {"MagnitudePruning 1:4"}
-MASKS = [name for name in METHODS if not name.startswith("Continuous")]
+MASKS = [name for name in METHODS if name.split()[0] in ("MagnitudePruning", "RandomPruning")]
 LEARNED = [name for name in METHODS if name not in MASKS]
+RANKED = [name for name in METHODS if "rank" in name]
 BOTH_HOSTS = [name for name in MASKS if "revive" not in name]
 
 every_method = pytest.mark.parametrize("name", METHODS)

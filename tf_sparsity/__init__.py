@@ -3,7 +3,8 @@
 from tf_sparsity import callbacks, layers
 from tf_sparsity.convert import sparsify, strip
 from tf_sparsity.method import MaskMethod, Method
-from tf_sparsity.methods import ContinuousSparsification, MagnitudePruning, RandomPruning
+from tf_sparsity.methods import (ContinuousSparsification, L0Regularization, MagnitudePruning,
+                                 RandomPruning, VariationalDropout)
 from tf_sparsity.optimizer import SparseOptimizer
 from tf_sparsity.report import SparsityReport, report
 from tf_sparsity.schedule import ConstantSparsity, PolynomialDecay, Ramp
@@ -13,7 +14,7 @@ from tf_sparsity.update import update
 
 __version__ = "0.1.0"
 
-__all__ = ["ConstantSparsity", "ContinuousSparsification", "MagnitudePruning", "MaskMethod",
-           "Method", "PolynomialDecay", "Ramp", "RandomPruning", "SparseOptimizer",
-           "SparsityReport", "TFMOTPruning", "callbacks", "exclude", "layers", "report",
-           "sparsify", "strip", "update"]
+__all__ = ["ConstantSparsity", "ContinuousSparsification", "L0Regularization", "MagnitudePruning",
+           "MaskMethod", "Method", "PolynomialDecay", "Ramp", "RandomPruning", "SparseOptimizer",
+           "SparsityReport", "TFMOTPruning", "VariationalDropout", "callbacks", "exclude",
+           "layers", "report", "sparsify", "strip", "update"]

@@ -77,7 +77,10 @@ class SparsityUpdate(keras.callbacks.Callback):
         updater = self.updater
         updater.rebase()  # other callbacks may have loaded a checkpoint
         if self.epoch_base is None:
-            self._warn_if_too_short(epoch)
+            end = self._last_step(epoch)
+            updater.plan(end)
+            if end is not None:
+                self._warn_if_too_short(epoch, end)
             updater.run()
         updater.running = True
         self.epoch_base = updater.now()
@@ -114,12 +117,16 @@ class SparsityUpdate(keras.callbacks.Callback):
         optimizer.exclude_from_weight_decay(var_names=sorted(names))
         optimizer._exclude_from_weight_decay |= chosen
 
-    def _warn_if_too_short(self, epoch):
+    def _last_step(self, epoch):
+        """The step at which this fit will end, None where the number of steps is unknown."""
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
         if steps is None or epochs is None:
-            return
+            return None
         accumulate = innermost(self.model.optimizer).gradient_accumulation_steps or 1
-        end = self.updater.now() + steps * (epochs - epoch) // accumulate
+        return self.updater.now() + steps * (epochs - epoch) // accumulate
+
+    def _warn_if_too_short(self, epoch, end):
+        steps, epochs = self.params["steps"], self.params["epochs"]
         for method in self.updater.methods:
             last = method.last_step
             if last is not None and self.updater.updated < last and end < last:

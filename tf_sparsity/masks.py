@@ -10,6 +10,7 @@ along which blocks and N:M groups never run). Several axes of one side are flatt
 that attention's output kernel ("in:head", "in", "out") has head * dim inputs.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -309,13 +310,66 @@ def global_masks(scores, sparsity, pattern, axes, previous=None, min_keep=1):
     scores = [_checked(s, pattern, a) for s, a in zip(scores, axes)]
     groups, sizes = zip(*(pattern.pool(s, a) for s, a in zip(scores, axes)))
     alive = [_alive(p, pattern, a, g) for p, a, g in zip(previous, axes, groups)]
-    n_alive = [np.count_nonzero(a) for a in alive]
-    needed = [_needed(s, min_keep) for s in sizes]
     budget = count_zeros(sum(s.size for s in scores), sparsity)
     budget -= sum(np.count_nonzero(p == 0) for p in previous if p is not None)
+    gone = _lowest_of_all(groups, sizes, alive, budget, min_keep)
+    return [
+        _mask(a & ~g, pattern, s.shape, x, p)
+        for a, g, s, x, p in zip(alive, gone, scores, axes, previous)
+    ]
+
+
+def rank(importances, sizes, sparsity, min_keep=1):
+    """Which groups of several kernels are kept, from one ranking over all of them.
+
+    As `global_masks` where the caller has made the groups: the total number of zero weights is the
+    one nearest to `count_zeros(n, sparsity)`, equal importances are decided by index.
+
+    Args:
+        importances: List of arrays, one number per group; the lowest go.
+        sizes: Weights in a group, one integer per kernel.
+        sparsity: Fraction of zero weights over all kernels, in [0, 1).
+        min_keep: Number of weights that always remain in each kernel.
+
+    Returns:
+        List of boolean arrays, shaped like the importances.
+
+    Example:
+        >>> rank([np.array([1.0, 5.0]), np.array([2.0, 3.0, 4.0])], [3, 1], 0.5)
+        [array([False,  True]), array([False,  True,  True])]
+    """
+    flat = [v.ravel() for v in importances]
+    alive = [np.ones(v.shape, bool) for v in flat]
+    groups = [np.broadcast_to(n, v.shape) for n, v in zip(sizes, flat)]
+    budget = count_zeros(sum(n * v.size for n, v in zip(sizes, flat)), sparsity)
+    gone = _lowest_of_all(flat, groups, alive, budget, min_keep)
+    return [~g.reshape(v.shape) for g, v in zip(gone, importances)]
+
+
+def quantile(importances, sizes, fraction):
+    """The importance below which this fraction of all weights lies; arguments as for `rank`.
+
+    Example:
+        >>> quantile([np.array([1.0, 5.0]), np.array([2.0, 3.0, 4.0, 6.0])], [1, 1], 0.5)
+        3.0
+    """
+    flat = np.concatenate([v.ravel() for v in importances])
+    if len(set(sizes)) == 1:
+        at = max(math.ceil(fraction * flat.size) - 1, 0)
+        return float(np.partition(flat, at)[at])
+    weights = np.concatenate([np.full(v.size, n) for n, v in zip(sizes, importances)])
+    order = np.argsort(flat)
+    below = np.cumsum(weights[order])
+    return float(flat[order[np.searchsorted(below, fraction * below[-1])]])
+
+
+def _lowest_of_all(groups, sizes, alive, budget, min_keep):
+    """The lowest groups among those alive, so many that `budget` weights go."""
+    n_alive = [np.count_nonzero(a) for a in alive]
+    needed = [_needed(s, min_keep) for s in sizes]
     candidates = list(alive)
     while True:
-        if isinstance(pattern, Unstructured):
+        if all(s[0] == 1 and (s.size == 1 or (s == 1).all()) for s in sizes):
             count = budget
         else:
             count = _nearest(groups, candidates, sizes, budget)
@@ -326,13 +380,9 @@ def global_masks(scores, sparsity, pattern, axes, previous=None, min_keep=1):
             if n_alive[i] - np.count_nonzero(g) < min(needed[i], n_alive[i])
         ]
         if not starved:
-            break
+            return gone
         for i in starved:  # its best groups stand aside, and the choice is made again
             (candidates[i],) = _lowest([groups[i]], [alive[i]], n_alive[i] - needed[i])
-    return [
-        _mask(a & ~g, pattern, s.shape, x, p)
-        for a, g, s, x, p in zip(alive, gone, scores, axes, previous)
-    ]
 
 
 def _checked(scores, pattern, axes):

@@ -39,12 +39,14 @@ class Kernel(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One array of a method's state. `decay=False` keeps weight decay away from it."""
+    """One array of a method's state. `decay=False` keeps weight decay away from it; `constraint`
+    is a Keras constraint that the optimizer applies after each step."""
 
     shape: tuple
     initializer: Any = "zeros"
     trainable: bool = False
     decay: bool = True
+    constraint: Any = None
 
 
 class Slot(NamedTuple):
@@ -67,6 +69,8 @@ class Method(ABC):
       needs_seed: the forward pass draws random numbers.
       trainable_state: the state is trained by gradients, so only layers can host the method.
       preserves_outputs: `sparsify` leaves the model's outputs as they were.
+      local_reparameterization: `forward` draws the layer's output, where `weight` would draw the
+        weights: recurrent layers then call it for their inputs.
 
     Example:
 
@@ -99,6 +103,7 @@ class Method(ABC):
     needs_seed = False
     trainable_state = False
     preserves_outputs = True
+    local_reparameterization = False
 
     @abstractmethod
     def state(self, kernel: Kernel) -> dict[str, Spec]:
@@ -109,8 +114,8 @@ class Method(ABC):
         """The effective weight: float32 tensor of theta's shape, in pure `keras.ops`."""
 
     def forward(self, linear, x, theta, state, *, training, seed=None):
-        """The layer's linear map of `x`; `linear(x, w)` is the map, `linear.square(x)` is x**2
-        (x itself where the input is a one-hot look-up)."""
+        """The layer's linear map of `x`; `linear(x, w)` is the map, `linear.of_squares(x, w)` that
+        of x**2 (of x itself where the input is a one-hot look-up)."""
         return linear(x, self.weight(theta, state, training=training, seed=seed))
 
     def penalty(self, theta, state):
@@ -120,6 +125,14 @@ class Method(ABC):
     def keep(self, theta, state):
         """A tensor of theta's shape whose zeros are the pruned weights: what reports count."""
         return self.weight(theta, state, training=False)
+
+    def natural(self, theta, state):
+        """`keep` as the method has learned it, where `keep` is what a target asks for."""
+        return self.keep(theta, state)
+
+    def watch(self, theta, state) -> dict:
+        """{name: tensor} for TensorBoard: scalars, and arrays for histograms."""
+        return {}
 
     def unsupported(self, kernel: Kernel) -> str | None:
         """Why this kernel cannot be sparsified by this method, or None."""
@@ -132,6 +145,15 @@ class Method(ABC):
         """The sparsity asked of each kernel at `step`, or None where nothing is asked."""
         return None
 
+    def total_target(self, step: int) -> float | None:
+        """The sparsity asked of all kernels together at `step`, or None."""
+        return None
+
+    def for_run(self, last_step: int) -> Method:
+        """This method for a run that ends at `last_step`: itself, unless its configuration leaves
+        the length of the run open."""
+        return self
+
     @property
     def last_step(self) -> int | None:
         """The step at which the method's schedule is complete, None without a schedule."""
@@ -143,6 +165,9 @@ class Method(ABC):
 
     def update(self, slots: Sequence[Slot], step: int, probe=None) -> None:
         """Runs between steps, eagerly, on every slot of this method in the model."""
+
+    def end_epoch(self, slots: Sequence[Slot], step: int) -> None:
+        """Runs after the last step of an epoch of `fit`, whether or not an update is due."""
 
     @abstractmethod
     def get_config(self) -> dict:
@@ -251,6 +276,9 @@ class MaskMethod(Method):
             self.distribution, [k.path for k in kernels], [k.shape for k in kernels],
             sparsity, self.schedule.final_sparsity)
 
+    def total_target(self, step):
+        return self.schedule.value(step)
+
     @property
     def last_step(self):
         return self.schedule.last_step
@@ -293,9 +321,6 @@ class MaskMethod(Method):
         """For `compiled` methods: updates the masks inside the step, `step` being a tensor.
         Each slot's state has a further array of the weight's shape, "spare", for their use."""
         raise NotImplementedError
-
-    def end_epoch(self, slots, step):
-        """For `compiled` methods: runs eagerly after the last step of an epoch of `fit`."""
 
     def get_config(self):
         return {"schedule": keras.saving.serialize_keras_object(self.schedule),

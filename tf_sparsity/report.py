@@ -15,7 +15,7 @@ from keras.src.utils.dtype_utils import dtype_size
 from tf_sparsity.convert import incomplete
 from tf_sparsity.kernels import check_is_model, find, is_graph
 from tf_sparsity.layers import REPLACEMENTS, SPARSE_CLASSES, SparseLayer
-from tf_sparsity.method import STEP, Kernel, MaskMethod, Method, group_by_method
+from tf_sparsity.method import STEP, Kernel, Method, group_by_method
 from tf_sparsity.optimizer import find_sparse_optimizer
 
 ADDITIVE = ("size", "zeros", "flops", "flops_effective", "bytes", "bytes_sparse")
@@ -304,8 +304,8 @@ def global_target(entries, step):
         for e in group:
             weights = math.prod(e.kernel.shape)
             value = asked.get(id(e.variable))
-            if value is None and isinstance(method, MaskMethod):
-                value = method.schedule.value(step)  # one ranking over all kernels
+            if value is None:
+                value = method.total_target(step)  # one ranking over all kernels
             if value is None:
                 return None
             total, size = total + weights * value, size + weights

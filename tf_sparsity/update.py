@@ -74,6 +74,13 @@ class Updater:
             methods.append(self.optimizer.method)
         return [method for method, _ in group_by_method([(m, None) for m in methods])]
 
+    def plan(self, last_step):
+        """Settles methods that leave the length of the run open; None: it is unknown."""
+        for layer in self.layers:
+            layer.methods.update({name: method.for_run(last_step)
+                                  for name, method in layer.methods.items()})
+        self.__dict__.pop("methods", None)
+
     def slots(self):
         """`[(method, Slot)]` of both hosts; paths are those of the whole model."""
         pairs = []
@@ -145,9 +152,12 @@ class Updater:
 
     def end_epoch(self):
         """`run`, at the end of an epoch of `fit`."""
+        step = self.now()
         if self.optimizer is not None and self.optimizer.method.compiled:
-            self.optimizer.method.end_epoch(self.optimizer.slots, self.now())
+            self.optimizer.method.end_epoch(self.optimizer.slots, step)
         self.run()
+        for method, slots in group_by_method(self.slots()):
+            method.end_epoch(slots, step)
 
     def read_penalty(self):
         """Mean penalty of the steps since this was last read; None where nothing has one."""
@@ -263,6 +273,7 @@ def update(model):
             raise ValueError(f"Model '{model.name}' has no sparse layer and was not compiled "
                              "with ts.SparseOptimizer: there is nothing to update. Call "
                              "ts.sparsify(model, method) first.")
+        updater.plan(None)
     else:
         updater.advance()
     updater.check_probe()

@@ -17,16 +17,24 @@ class SparseAttention:
     KERNELS = {f"{name}/kernel": None for name in PROJECTIONS}
 
     def __init__(self, *args, method, **kwargs):
-        self.methods = read_methods(method, self.KERNELS)
+        self._methods = read_methods(method, self.KERNELS)
         super().__init__(*args, **kwargs)
+
+    @property
+    def methods(self):
+        """{kernel name: method}; once they are built the projections have them."""
+        own = {f"{name}/kernel": self.__dict__.get(attribute)
+               for name, (attribute, _) in PROJECTIONS.items()}
+        return {name: own[name].methods["kernel"] if isinstance(own[name], SparseEinsumDense)
+                else method for name, method in self._methods.items()}
 
     def after_build(self):
         for name, (attribute, head_axis) in PROJECTIONS.items():
             dense = self.__dict__.get(attribute)
-            if dense is None or f"{name}/kernel" not in self.methods:
+            if dense is None or f"{name}/kernel" not in self._methods:
                 continue
             sparse = SparseEinsumDense.from_config(
-                {**dense.get_config(), "method": {"kernel": self.methods[f"{name}/kernel"]}})
+                {**dense.get_config(), "method": {"kernel": self._methods[f"{name}/kernel"]}})
             sparse.head_axis = head_axis
             sparse.build(dense.get_build_config()["input_shape"])
             sparse.theta("kernel").assign(dense.kernel)

@@ -47,17 +47,26 @@ def activations_of(layer):
 
 
 class Linear:
-    """A layer's linear map for one kernel, `linear(x, w)`, with w cast to `dtype` first."""
+    """A layer's linear map for one kernel, `linear(x, w)`, with w cast to `dtype` first.
 
-    def __init__(self, function, dtype, one_hot=False):
+    `shared_axes` are the axes of its output along which random numbers are shared.
+    """
+
+    def __init__(self, function, dtype, one_hot=False, shared_axes=()):
         self.function, self.dtype, self.one_hot = function, dtype, one_hot
+        self.shared_axes = shared_axes
 
     def __call__(self, x, w):
         return self.function(x, ops.cast(w, self.dtype))
 
-    def square(self, x):
-        """x squared, or x itself where it stands for a one-hot vector (its own square)."""
-        return x if self.one_hot else ops.square(x)
+    def of_squares(self, x, w):
+        """The map of x squared in w's own precision (a 16-bit square may overflow); of x itself
+        where it stands for a one-hot vector, which is its own square."""
+        return self.function(x if self.one_hot else ops.square(ops.cast(x, w.dtype)), w)
+
+    def noise_shape(self, y):
+        """The shape of random numbers for an output y."""
+        return tuple(1 if i in self.shared_axes else n for i, n in enumerate(ops.shape(y)))
 
 
 class SparseLayer:
@@ -122,7 +131,8 @@ class SparseLayer:
             self.state[name] = {
                 key: self.add_weight(
                     name=f"{name}_{key}", shape=spec.shape, initializer=spec.initializer,
-                    trainable=spec.trainable, dtype=dtype, autocast=False)
+                    trainable=spec.trainable, constraint=spec.constraint, dtype=dtype,
+                    autocast=False)
                 for key, spec in method.state(self.kernel_info(name)).items()}
         if any(method.has_penalty for method in self.methods.values()):
             # [sum, number] of the penalties since `read_penalty`, for `data_loss` in the logs
@@ -178,10 +188,11 @@ class SparseLayer:
             weight = ops.stop_gradient(weight) + (theta - ops.stop_gradient(theta))
         return weight
 
-    def apply_kernel(self, name, function, x, training, one_hot=False, dtype=None):
+    def apply_kernel(self, name, function, x, training, one_hot=False, dtype=None,
+                     shared_axes=()):
         """`method.forward` of one kernel around the layer's own map `function(x, w)`."""
         self.check_bound(training)
-        linear = Linear(function, dtype or self.compute_dtype, one_hot)
+        linear = Linear(function, dtype or self.compute_dtype, one_hot, shared_axes)
         method = self.methods.get(name)
         if method is None or self.straight_through:
             return linear(x, self.effective(name, training))
@@ -189,11 +200,11 @@ class SparseLayer:
                               training=bool(training), seed=self.method_seed)
 
     @contextlib.contextmanager
-    def fixed_weights(self, training):
+    def fixed_weights(self, training, without=()):
         """Inside, reading `layer.kernel` gives one tensor, made once, of this training mode."""
         self.check_bound(training)
         self._fixed = {name: ops.cast(self.effective(name, training), self.compute_dtype)
-                       for name in self.KERNELS}
+                       for name in self.KERNELS if name not in without}
         try:
             yield
         finally:
@@ -318,7 +329,7 @@ def kernel_property(name):
     """`layer.<name>` reads as the effective weight; Keras' build stores theta behind it."""
 
     def get(self):
-        if self._fixed is not None:
+        if self._fixed is not None and name in self._fixed:
             return self._fixed[name]
         if "_" + name not in self.__dict__:
             raise AttributeError(f"Build layer '{self.name}' before reading `{name}`.")

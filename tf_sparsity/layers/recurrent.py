@@ -1,6 +1,13 @@
-"""Recurrent layers: the cell is the sparse layer, its weights are fixed for a whole sequence."""
+"""Recurrent layers: the cell is the sparse layer, its weights are fixed for a whole sequence.
+
+A method that draws outputs (local reparameterization) is asked for those of the input kernel, at
+all time steps at once with one draw for the sequence; the cells here then go on from them.
+"""
+
+import contextlib
 
 import keras
+from keras import ops
 
 from tf_sparsity.layers.base import (
     SparseLayer, activations_of, serialize_methods, sparse_layer)
@@ -8,25 +15,90 @@ from tf_sparsity.layers.base import (
 GATES = {"kernel": ("in", "out"), "recurrent_kernel": ("in", "out")}
 
 
+class _Cell(SparseLayer):
+    KERNELS = GATES
+    projected = False  # are the inputs of `call` already multiplied by the kernel?
+
+    @property
+    def projects_in_training(self):
+        method = self.methods.get("kernel")
+        return method is not None and method.local_reparameterization
+
+    @contextlib.contextmanager
+    def projecting(self, sequences):
+        """The products of all time steps with the kernel; inside, `call` takes those."""
+        if 0.0 < self.dropout < 1.0:
+            sequences = sequences * ops.expand_dims(
+                _first(self.get_dropout_mask(sequences[:, 0])), 1)
+        self.projected = True
+        try:
+            yield self.apply_kernel("kernel", ops.matmul, sequences, training=True,
+                                    shared_axes=(1,))
+        finally:
+            self.projected = False
+
+    def call(self, inputs, states, training=False):
+        if not self.projected:
+            return super().call(inputs, states, training=training)
+        state, *others = states if isinstance(states, (list, tuple)) else [states]
+        dropped = state
+        if 0.0 < self.recurrent_dropout < 1.0:
+            dropped = state * _first(self.get_recurrent_dropout_mask(state))
+        new = self.step(inputs, state, dropped, *others)
+        return new[0], list(new) if isinstance(states, (list, tuple)) else new[0]
+
+
+def _first(masks):
+    """Keras' dropout mask, or the first of those that implementation 1 makes for each gate."""
+    return masks[0] if isinstance(masks, (list, tuple)) else masks
+
+
 @sparse_layer
-class SparseLSTMCell(SparseLayer, keras.layers.LSTMCell):
+class SparseLSTMCell(_Cell, keras.layers.LSTMCell):
     """`keras.layers.LSTMCell` with sparse kernels (in, 4 units) and (units, 4 units)."""
 
-    KERNELS = GATES
+    def step(self, z, h, dropped, c):
+        """(h, c) after a step, z being the inputs' part of the gates' arguments."""
+        z = z + ops.matmul(dropped, self.recurrent_kernel)
+        if self.use_bias:
+            z = z + self.bias
+        c, o = self._compute_carry_and_output_fused(ops.split(z, 4, axis=1), c)
+        return o * self.activation(c), c
 
 
 @sparse_layer
-class SparseGRUCell(SparseLayer, keras.layers.GRUCell):
+class SparseGRUCell(_Cell, keras.layers.GRUCell):
     """`keras.layers.GRUCell` with sparse kernels (in, 3 units) and (units, 3 units)."""
 
-    KERNELS = GATES
+    def step(self, x, h, dropped):
+        """(h,) after a step, x being the inputs' part of the gates' arguments."""
+        bias = recurrent_bias = 0.0
+        if self.use_bias:
+            bias, recurrent_bias = ((self.bias[0], self.bias[1]) if self.reset_after
+                                    else (self.bias, 0.0))
+        x_z, x_r, x_h = ops.split(x + bias, 3, axis=-1)
+        n, kernel = 2 * self.units, self.recurrent_kernel
+        if self.reset_after:
+            inner = ops.matmul(dropped, kernel) + recurrent_bias
+        else:
+            inner = ops.matmul(dropped, kernel[:, :n])
+        z = self.recurrent_activation(x_z + inner[:, :self.units])
+        r = self.recurrent_activation(x_r + inner[:, self.units:n])
+        candidate = r * inner[:, n:] if self.reset_after else ops.matmul(
+            r * dropped, kernel[:, n:])
+        return z * h + (1 - z) * self.activation(x_h + candidate),
 
 
 @sparse_layer
-class SparseSimpleRNNCell(SparseLayer, keras.layers.SimpleRNNCell):
+class SparseSimpleRNNCell(_Cell, keras.layers.SimpleRNNCell):
     """`keras.layers.SimpleRNNCell` with sparse kernels (in, units) and (units, units)."""
 
-    KERNELS = GATES
+    def step(self, x, h, dropped):
+        """(h,) after a step, x being the inputs' part of the activation's argument."""
+        y = x + ops.matmul(dropped, self.recurrent_kernel)
+        if self.use_bias:
+            y = y + self.bias
+        return y if self.activation is None else self.activation(y),
 
 
 class SparseRNN:
@@ -57,9 +129,19 @@ class SparseRNN:
         return self.cell.methods
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
-        with self.cell.fixed_weights(training):
-            return super().call(sequences, initial_state=initial_state, mask=mask,
-                                training=training)
+        cell, arguments = self.cell, {"initial_state": initial_state, "mask": mask,
+                                      "training": training}
+        if not (training and cell.projects_in_training):
+            with cell.fixed_weights(training):
+                return super().call(sequences, **arguments)
+        with cell.fixed_weights(training, without=["kernel"]), \
+                cell.projecting(sequences) as products:
+            return super().call(products, **arguments)
+
+    def inner_loop(self, *args, **kwargs):
+        if self.cell.projected:  # cuDNN multiplies inputs by the kernel itself
+            return keras.layers.RNN.inner_loop(self, *args, **kwargs)
+        return super().inner_loop(*args, **kwargs)
 
     def get_config(self):
         return {**super().get_config(), **self.unsaved_config(self),

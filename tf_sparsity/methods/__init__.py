@@ -1,7 +1,10 @@
 """One method per file; nothing here imports layers, callbacks or another method."""
 
 from tf_sparsity.methods.continuous_sparsification import ContinuousSparsification
+from tf_sparsity.methods.l0 import L0Regularization
 from tf_sparsity.methods.magnitude import MagnitudePruning
 from tf_sparsity.methods.random_pruning import RandomPruning
+from tf_sparsity.methods.variational_dropout import VariationalDropout
 
-__all__ = ["ContinuousSparsification", "MagnitudePruning", "RandomPruning"]
+__all__ = ["ContinuousSparsification", "L0Regularization", "MagnitudePruning", "RandomPruning",
+           "VariationalDropout"]

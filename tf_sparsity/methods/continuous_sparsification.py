@@ -5,12 +5,13 @@ import math
 import keras
 from keras import ops
 
-from tf_sparsity.method import Method, Spec, check_flag, check_number
+from tf_sparsity.learned import LearnedMethod
+from tf_sparsity.method import Spec, check_flag, check_number
 from tf_sparsity.schedule import Ramp
 
 
 @keras.saving.register_keras_serializable(package="tf_sparsity")
-class ContinuousSparsification(Method):
+class ContinuousSparsification(LearnedMethod):
     r"""Learns a deterministic mask by annealing a sigmoid into a step.
 
     $$ \text{weight} = \theta \odot \sigma(\beta s)\ \text{in training},\quad
@@ -19,16 +20,21 @@ class ContinuousSparsification(Method):
        R = \lambda \sum \sigma(\beta s) $$
 
     Args:
-      anneal_steps: T, the steps over which beta goes from 1 to `final_beta`; integer >= 1.
+      anneal_steps: T, the steps over which beta goes from 1 to `final_beta`; integer >= 1. None:
+        the length of the first `fit`, which is then part of the model's configuration.
       final_beta: the last inverse temperature, >= 1.
       s0: where s starts; positive keeps more, negative prunes more. With `s0=0` the hard mask of
         an untrained model is empty (H(0) = 0).
       scale: lambda >= 0, per weight (the sum is not divided by the number of weights).
       rescale: divide soft and hard mask by sigma(s0), so that training starts at weight = theta.
-      frequency: steps between two updates of beta; None is a hundredth of `anneal_steps`.
+      target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
+        "controller" (see docs/methods.md); None leaves it to `s0` and `scale`.
+      frequency: steps between two updates of beta; None is a hundredth of `anneal_steps`. By epoch,
+        as the authors: the steps of an epoch, with `anneal_steps` one epoch shorter than the run.
 
     Raises:
-      ValueError: for arguments outside these ranges.
+      TypeError, ValueError: for arguments of another type or outside these ranges; when training
+        begins, if `anneal_steps` is None and the number of steps is unknown.
 
     Example:
 
@@ -41,64 +47,85 @@ class ContinuousSparsification(Method):
     Reference: Savarese, Silva and Maire 2020, "Winning the Lottery with Continuous
     Sparsification", arXiv:1912.04427; the defaults are those of the authors' repository.
 
-    Deviations: beta moves every `frequency` steps (the authors: once an epoch).
+    Deviations: beta moves every `frequency` steps (the authors: once an epoch). Evaluation during
+    training uses the hard mask (the authors: the soft one until the last round is over).
     """
 
     needs_update = True
-    trainable_state = True
-    has_penalty = True
+    unit = 0.05  # s moves by hundredths, not by units
 
-    def __init__(self, anneal_steps, *, final_beta=200.0, s0=0.0, scale=1e-8, rescale=False,
-                 frequency=None):
-        check_number("anneal_steps", anneal_steps, least=1, whole=True)
+    def __init__(self, anneal_steps=None, *, final_beta=200.0, s0=0.0, scale=1e-8, rescale=False,
+                 target_sparsity=None, reach="rank", frequency=None):
+        if anneal_steps is not None:
+            check_number("anneal_steps", anneal_steps, least=1, whole=True)
         check_number("final_beta", final_beta, least=1)
         check_number("s0", s0)
         check_number("scale", scale, least=0)
         check_flag("rescale", rescale)
-        self.ramp = Ramp(0, anneal_steps, frequency=frequency)
-        self.anneal_steps, self.frequency = anneal_steps, frequency
+        super().__init__(scale, None, target_sparsity, reach, frequency)
+        self.anneal_steps = anneal_steps
         self.final_beta, self.s0 = float(final_beta), float(s0)
         self.scale, self.rescale = float(scale), rescale
+        self.annealing = None if anneal_steps is None else Ramp(0, anneal_steps,
+                                                                frequency=frequency)
 
     @property
     def preserves_outputs(self):
         """The hard mask is all ones for s0 > 0, and empty otherwise."""
-        return self.s0 > 0 and not self.rescale
+        return self.s0 > 0 and not self.rescale and not self.ranked
+
+    def for_run(self, last_step):
+        if self.anneal_steps is not None:
+            return self
+        if last_step is None:
+            raise ValueError("ContinuousSparsification(anneal_steps=None) anneals over the first "
+                             "fit, whose number of steps is unknown here: give anneal_steps.")
+        return type(self)(**{**self.get_config(), "anneal_steps": last_step})
 
     def state(self, kernel):
         return {"s": Spec(kernel.shape, keras.initializers.Constant(self.s0),
                           trainable=True, decay=False),
-                "beta": Spec((), "ones")}
+                "beta": Spec((), "ones"), **super().state(kernel)}
 
-    def _soft(self, state):
+    def soft_mask(self, state):
         return ops.sigmoid(state["beta"] * state["s"]) * self._factor
 
     @property
     def _factor(self):
         return 1.0 + math.exp(-self.s0) if self.rescale else 1.0
 
+    def importance(self, theta, state):
+        return ops.convert_to_tensor(state["s"])
+
+    def complexity(self, theta, state):
+        return ops.sum(self.soft_mask(state))
+
+    def kept_weight(self, theta, state):
+        return theta * self._factor
+
     def weight(self, theta, state, *, training, seed=None):
-        if training:
-            return theta * self._soft(state)
-        return theta * self.keep(theta, state) * self._factor
-
-    def keep(self, theta, state):
-        return ops.cast(ops.convert_to_tensor(state["s"]) > 0, "float32")
-
-    def penalty(self, theta, state):
-        return self.scale * ops.sum(self._soft(state))
+        return theta * self.soft_mask(state) if training else self.evaluated(theta, state)
 
     @property
     def last_step(self):
         return self.anneal_steps
 
     def due(self, prev, step):
-        return self.ramp.due(prev, step)
+        return (self.annealing is not None and self.annealing.due(prev, step)
+                or super().due(prev, step))
 
     def update(self, slots, step, probe=None):
+        super().update(slots, step, probe)
         for slot in slots:
-            slot.state["beta"].assign(self.final_beta ** self.ramp.value(step))
+            slot.state["beta"].assign(self.final_beta ** self.annealing.value(step))
+
+    def watch(self, theta, state):
+        undecided = ops.abs(state["beta"] * state["s"]) < 4.0
+        return {**super().watch(theta, state), "s": ops.convert_to_tensor(state["s"]),
+                "transition_fraction": ops.mean(ops.cast(undecided, "float32"))}
 
     def get_config(self):
-        return {"anneal_steps": self.anneal_steps, "final_beta": self.final_beta, "s0": self.s0,
-                "scale": self.scale, "rescale": self.rescale, "frequency": self.frequency}
+        config = {"anneal_steps": self.anneal_steps, "final_beta": self.final_beta, "s0": self.s0,
+                  "scale": self.scale, "rescale": self.rescale, **self.learned_config()}
+        del config["ramp"]
+        return config

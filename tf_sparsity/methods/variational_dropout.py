@@ -1,0 +1,125 @@
+"""Sparse variational dropout (Molchanov, Ashukha and Vetrov 2017)."""
+
+import math
+
+import keras
+from keras import ops
+
+from tf_sparsity import relax
+from tf_sparsity.learned import LearnedMethod
+from tf_sparsity.method import Spec, check_number
+
+EPSILON = 1e-8
+
+
+@keras.saving.register_keras_serializable(package="tf_sparsity")
+class VariationalDropout(LearnedMethod):
+    r"""Learns a dropout rate for each weight; those with a high one are pruned.
+
+    $$ w \sim N(\theta, \sigma^2),\quad \log\alpha = \log\sigma^2 - \log\theta^2,\quad
+       R = \frac{\text{scale}}{N}\, r(t) \sum KL(\log\alpha) $$
+
+    In training a layer's output is drawn, not its weights (local reparameterisation):
+    `y = linear(x, theta) + sqrt(linear(x**2, sigma**2)) * N(0, 1)`. In evaluation
+    weight = theta where log alpha < threshold, else 0.
+
+    Args:
+      num_samples: N, the number of training examples, > 0: the loss that Keras minimises is a mean
+        over examples, and so must be the KL's share.
+      scale: factor of the KL, >= 0.
+      ramp: r(t), a `ts.Ramp`, or None for 1 from the first step on.
+      threshold: log alpha from which on a weight is pruned; 3 is a dropout rate of 0.95.
+      initial_log_sigma2: where log sigma^2 starts. Lower is closer to the dense layer.
+      clip_log_alpha: log alpha is kept within this distance of 0 in training, > 0.
+      target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
+        "controller" (see docs/methods.md); None leaves it to `scale` and `threshold`.
+      frequency: steps between two updates towards `target_sparsity`; None is 100.
+
+    Raises:
+      TypeError, ValueError: for arguments of another type or outside these ranges.
+
+    Example:
+
+    ```python
+    import tf_sparsity as ts
+    method = ts.VariationalDropout(num_samples=60000, ramp=ts.Ramp(3000, 12000))
+    assert method.last_step == 12000
+    ```
+
+    Reference: Molchanov, Ashukha and Vetrov 2017, arXiv:1701.05369, equations 7 (local
+    reparameterisation of Kingma et al.), 11 (log alpha from sigma), 14 (KL). Constants, threshold
+    and initial values are those of the authors' repository; clipping and recurrent layers are as in
+    Gale, Elsen and Hooker 2019, arXiv:1902.09574.
+
+    Deviations: an einsum or dense layer on sequences draws for every position (Gale et al. share
+    one draw among the positions of an example). The variance is computed in float32 under a 16-bit
+    policy.
+    """
+
+    needs_seed = True
+    preserves_outputs = False  # a few weights are so small that they start above the threshold
+    local_reparameterization = True
+
+    def __init__(self, num_samples, *, scale=1.0, ramp=None, threshold=3.0,
+                 initial_log_sigma2=-10.0, clip_log_alpha=8.0, target_sparsity=None, reach="rank",
+                 frequency=None):
+        check_number("num_samples", num_samples, least=1)
+        check_number("scale", scale, least=0)
+        check_number("threshold", threshold)
+        check_number("initial_log_sigma2", initial_log_sigma2)
+        check_number("clip_log_alpha", clip_log_alpha)
+        if not clip_log_alpha > 0:
+            raise ValueError(f"clip_log_alpha must be > 0. Received: {clip_log_alpha=}")
+        super().__init__(scale / num_samples, ramp, target_sparsity, reach, frequency)
+        self.num_samples, self.scale = num_samples, float(scale)
+        self.threshold = float(threshold)
+        self.initial_log_sigma2 = float(initial_log_sigma2)
+        self.clip_log_alpha = float(clip_log_alpha)
+
+    @property
+    def boundary(self):
+        return -self.threshold
+
+    def state(self, kernel):
+        initial = keras.initializers.Constant(self.initial_log_sigma2)
+        return {"log_sigma2": Spec(kernel.shape, initial, trainable=True, decay=False),
+                **super().state(kernel)}
+
+    def log_alpha(self, theta, state):
+        return state["log_sigma2"] - ops.log(ops.square(theta) + EPSILON)
+
+    def variance(self, theta, state):
+        """sigma^2 of training: exp(log sigma^2), with log alpha clipped."""
+        theta2 = ops.square(theta) + EPSILON
+        return ops.clip(ops.exp(state["log_sigma2"]), theta2 * math.exp(-self.clip_log_alpha),
+                        theta2 * math.exp(self.clip_log_alpha))
+
+    def importance(self, theta, state):
+        return -self.log_alpha(theta, state)
+
+    def complexity(self, theta, state):
+        log_alpha = ops.clip(self.log_alpha(theta, state), -self.clip_log_alpha,
+                             self.clip_log_alpha)
+        return ops.sum(relax.log_uniform_kl(log_alpha))
+
+    def weight(self, theta, state, *, training, seed=None):
+        if not training:
+            return self.evaluated(theta, state)
+        noise = relax.gaussian(ops.shape(theta), seed, theta.dtype)
+        return theta + ops.sqrt(self.variance(theta, state) + EPSILON) * noise
+
+    def forward(self, linear, x, theta, state, *, training, seed=None):
+        if not training:
+            return linear(x, self.evaluated(theta, state))
+        mean = linear(x, theta)
+        variance = linear.of_squares(x, self.variance(theta, state))
+        noise = relax.gaussian(linear.noise_shape(mean), seed, variance.dtype)
+        return mean + ops.cast(ops.sqrt(variance + EPSILON) * noise, mean.dtype)
+
+    def watch(self, theta, state):
+        return {**super().watch(theta, state), "log_alpha": self.log_alpha(theta, state)}
+
+    def get_config(self):
+        return {"num_samples": self.num_samples, "scale": self.scale, "threshold": self.threshold,
+                "initial_log_sigma2": self.initial_log_sigma2,
+                "clip_log_alpha": self.clip_log_alpha, **self.learned_config()}

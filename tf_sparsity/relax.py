@@ -1,0 +1,96 @@
+"""Relaxations of a mask: the hard-concrete gate, the KL of variational dropout, noise.
+
+Pure `keras.ops` on float32 (or float64) tensors; methods import what they need.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+
+# The constants of Louizos, Welling and Kingma 2018, section 4.
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+
+
+def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
+    r"""A sampled gate in [0, 1] with exact zeros and ones.
+
+    $$ s = \sigma\big((\log u - \log(1-u) + \log\alpha)/\beta\big),\quad
+       z = \min(1, \max(0, s(\zeta-\gamma)+\gamma)) $$
+
+    Args:
+      log_alpha: tensor.
+      u: tensor of its shape, uniform in (0, 1).
+      beta: temperature > 0; gamma < 0 and zeta > 1 are where the sigmoid is stretched to.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from tf_sparsity import relax
+    z = relax.sample_hard_concrete(np.zeros(3, "float32"), np.array([0.05, 0.5, 0.95], "float32"))
+    assert np.asarray(z).round(6).tolist() == [0.0, 0.5, 1.0]
+    ```
+
+    Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equations 10 and 11.
+    """
+    s = ops.sigmoid((ops.log(u) - ops.log1p(-u) + log_alpha) / beta)
+    return ops.clip(s * (zeta - gamma) + gamma, 0.0, 1.0)
+
+
+def hard_concrete(log_alpha, gamma=GAMMA, zeta=ZETA):
+    r"""The gate of evaluation, `min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))`.
+
+    Exactly 0 for log_alpha <= log(-gamma / zeta), -2.3979 with the published constants.
+
+    Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equation 13.
+    """
+    return ops.clip(stretched(log_alpha, gamma, zeta), 0.0, 1.0)
+
+
+def stretched(log_alpha, gamma=GAMMA, zeta=ZETA):
+    """`hard_concrete` before it is clipped."""
+    return ops.sigmoid(log_alpha) * (zeta - gamma) + gamma
+
+
+def open_probability(log_alpha, beta=BETA, gamma=GAMMA, zeta=ZETA):
+    r"""P(z != 0) of a sampled gate, $\sigma(\log\alpha - \beta\log(-\gamma/\zeta))$.
+
+    Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equation 12.
+    """
+    return ops.sigmoid(log_alpha - beta * math.log(-gamma / zeta))
+
+
+def log_uniform_kl(log_alpha):
+    r"""KL(q || log-uniform prior) of one weight q = N(theta, alpha theta^2), approximated.
+
+    $$ KL \approx k_1 - k_1\sigma(k_2 + k_3\log\alpha) + \tfrac12\log(1 + \alpha^{-1}),\quad
+       k = (0.63576, 1.87320, 1.48695) $$
+
+    Falls from infinity (slope -1/2) to 0. The greatest error for log alpha in [-8, 8] is 0.0095.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from tf_sparsity import relax
+    kl = relax.log_uniform_kl(np.array([-8.0, 0.0, 3.0], "float32"))
+    assert np.asarray(kl).round(4).tolist() == [np.float32(v) for v in (4.6359, 0.4312, 0.0254)]
+    ```
+
+    Reference: Molchanov, Ashukha and Vetrov 2017, arXiv:1701.05369, equation 14 (there the
+    negative of it).
+    """
+    k1, k2, k3 = 0.63576, 1.87320, 1.48695
+    return k1 * ops.sigmoid(-k2 - k3 * log_alpha) + 0.5 * ops.softplus(-log_alpha)
+
+
+def straight_through(hard, soft):
+    """The value of `hard` with the gradient of `soft`."""
+    return ops.stop_gradient(hard - soft) + soft
+
+
+def gaussian(shape, seed, dtype="float32"):
+    """Standard normal noise from the layer's own SeedGenerator."""
+    return keras.random.normal(shape, dtype=dtype, seed=seed)
