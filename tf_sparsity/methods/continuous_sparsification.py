@@ -72,7 +72,7 @@ class ContinuousSparsification(LearnedMethod):
     @property
     def preserves_outputs(self):
         """The hard mask is all ones for s0 > 0, and empty otherwise."""
-        return self.s0 > 0 and not self.rescale and not self.ranked
+        return (self.s0 > 0 or self.ranked) and not self.rescale
 
     def for_run(self, last_step):
         if self.anneal_steps is not None:

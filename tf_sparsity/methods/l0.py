@@ -9,6 +9,7 @@ from tf_sparsity import relax
 from tf_sparsity.learned import LearnedMethod
 from tf_sparsity.method import Spec, check_flag, check_number
 
+SPREAD = 0.01  # standard deviation of log alpha at the start
 LOG_ALPHA_RANGE = (math.log(1e-2), math.log(1e2))
 GROUPS = {"weight": "any axis", "in": "an input axis", "out": "an output axis",
           "head": "an axis of heads"}
@@ -71,8 +72,6 @@ class L0Regularization(LearnedMethod):
     which is near the mean of its gate in training.
     """
 
-    preserves_outputs = False
-
     def __init__(self, num_samples, *, scale=1.0, ramp=None, group="weight", initial_keep=0.9,
                  l2=0.0, hard_mask=False, beta=relax.BETA, gamma=relax.GAMMA, zeta=relax.ZETA,
                  target_sparsity=None, reach="rank", frequency=None):
@@ -102,6 +101,15 @@ class L0Regularization(LearnedMethod):
         return not self.hard_mask
 
     @property
+    def preserves_outputs(self):
+        """Only a hard mask has gates of exactly 1; all are open unless they start at 0."""
+        return self.hard_mask and self._start > self.boundary + 10 * SPREAD
+
+    @property
+    def _start(self):
+        return math.log(self.initial_keep / (1 - self.initial_keep))
+
+    @property
     def boundary(self):
         """log alpha at and below which the gate of evaluation is 0."""
         return math.log(-self.gamma / self.zeta)
@@ -123,8 +131,8 @@ class L0Regularization(LearnedMethod):
         return tuple(n if c else 1 for n, c in zip(kernel.shape, chosen))
 
     def state(self, kernel):
-        mean = math.log(self.initial_keep / (1 - self.initial_keep))
-        return {"log_alpha": Spec(self._gates(kernel), keras.initializers.RandomNormal(mean, 0.01),
+        return {"log_alpha": Spec(self._gates(kernel),
+                                  keras.initializers.RandomNormal(self._start, SPREAD),
                                   trainable=True, decay=False, constraint=ClipLogAlpha()),
                 **super().state(kernel)}
 

@@ -57,7 +57,6 @@ class VariationalDropout(LearnedMethod):
     """
 
     needs_seed = True
-    preserves_outputs = False  # a few weights are so small that they start above the threshold
     local_reparameterization = True
 
     def __init__(self, num_samples, *, scale=1.0, ramp=None, threshold=3.0,
@@ -75,6 +74,11 @@ class VariationalDropout(LearnedMethod):
         self.threshold = float(threshold)
         self.initial_log_sigma2 = float(initial_log_sigma2)
         self.clip_log_alpha = float(clip_log_alpha)
+
+    @property
+    def preserves_outputs(self):
+        """Some weights are so small that they start above the threshold."""
+        return self.ranked
 
     @property
     def boundary(self):
