@@ -254,6 +254,22 @@ def test_a_method_without_target():
 
 
 @pytest.mark.any_backend
+def test_natural_and_requested_sparsity():
+    """s0 = 0.1 > 0: nothing is pruned by itself; 36 of 48 weights when 0.75 is asked for."""
+    model = ts.sparsify(small(), ts.ContinuousSparsification(10, s0=0.1, target_sparsity=0.75))
+    ts.update(model)
+    result = ts.report(model)
+    assert (result.sparsity, result.target, result.natural) == (0.75, 0.75, 0.0)
+    assert "Sparsity 0.7500 at step 0 (requested 0.7500, natural 0.0000)" in str(result)
+    assert result.to_dict()["natural"] == 0.0
+    assert [row.target for row in result.rows] == [None, None]  # one ranking over all kernels
+
+    asked = ts.ContinuousSparsification(10, s0=0.1, target_sparsity=0.75, reach="controller")
+    result = ts.report(ts.sparsify(small(), asked))
+    assert (result.sparsity, result.target, result.natural) == (0.0, 0.75, None)
+
+
+@pytest.mark.any_backend
 def test_mixed_methods_share_one_report():
     model = ts.sparsify(small(), HALF, select="a/")
     model = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.25, 0)), select="b/")

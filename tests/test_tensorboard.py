@@ -44,7 +44,7 @@ def scalars(log_dir):
     return {tag: [(e.step, float(tf.make_ndarray(e.tensor_proto)))
                   for e in accumulator.Tensors(tag)]
             for tag in accumulator.Tags()["tensors"] if tag.split("/")[0] not in
-            ("weights", "mask")}
+            ("weights", "mask", "learned")}
 
 
 @pytest.mark.parametrize("host", ["layer", "optimizer"])
@@ -94,6 +94,40 @@ def test_annealed_numbers_are_logged(tmp_path):
     method = ts.ContinuousSparsification(anneal_steps=6, final_beta=64.0, s0=0.1, frequency=3)
     fit(compiled("layer", method), ts.callbacks.SparsityTensorBoard(tmp_path))
     assert scalars(tmp_path)["state/a/kernel/beta"] == [(3, 8.0), (6, 64.0)]
+
+
+def test_what_learned_methods_watch(tmp_path):
+    """A learning rate of 0 leaves the state at its start. theta is 1/16 to 16/16, so that
+    log alpha = -10 - log(theta^2 + 1e-8) is -4.4548 to -10."""
+    method = ts.VariationalDropout(12, scale=6.0, ramp=ts.Ramp(0, 6, frequency=1))
+    fit(compiled("layer", method), ts.callbacks.SparsityTensorBoard(tmp_path / "vd"))
+    found = scalars(tmp_path / "vd")
+    assert found["state/a/kernel/coefficient"] == [(3, 0.25), (6, 0.5)]  # 6 / 12 * step / 6
+    log_alpha = np.clip(-10 - np.log((np.arange(1, 17) / 16) ** 2 + 1e-8), -8, 8)
+    kl = (0.63576 - 0.63576 / (1 + np.exp(-1.8732 - 1.48695 * log_alpha))
+          + np.log1p(np.exp(-log_alpha)) / 2)
+    np.testing.assert_allclose([v for _, v in found["state/a/kernel/penalty"]],
+                               [kl.sum() / 4, kl.sum() / 2], rtol=1e-5)  # float32
+    last = events(tmp_path / "vd").Tensors("learned/a/kernel/log_alpha")[-1]
+    buckets = tf.make_ndarray(last.tensor_proto)
+    assert buckets[:, 2].sum() == 16
+    np.testing.assert_allclose([buckets[0, 0], buckets[-1, 1]], [-10, -10 + 2 * np.log(16)],
+                               rtol=1e-5)
+
+    method = ts.L0Regularization(12, group="in", initial_keep=0.9, target_sparsity=0.5)
+    fit(compiled("layer", method), ts.callbacks.SparsityTensorBoard(tmp_path / "l0"))
+    found = scalars(tmp_path / "l0")
+    # P(z != 0) at log alpha = 2.197 is 0.97803; four gates spread by 0.01 around it
+    np.testing.assert_allclose(found["state/a/kernel/expected_l0"][-1][1], 0.97803, atol=5e-4)
+    assert found["sparsity/global"][-1] == (6, 0.5) and found["target/global"][-1] == (6, 0.5)
+    assert found["natural/global"][-1] == (6, 0.0)
+
+    method = ts.ContinuousSparsification(6, final_beta=64.0, s0=0.1, frequency=1)
+    fit(compiled("layer", method), ts.callbacks.SparsityTensorBoard(tmp_path / "cs"))
+    found = scalars(tmp_path / "cs")
+    # beta s = 8 * 0.1 at step 3, 6.4 at step 6
+    assert found["state/a/kernel/transition_fraction"] == [(3, 1.0), (6, 0.0)]
+    assert "natural/global" not in found
 
 
 def test_histograms_are_of_the_kept_weights(tmp_path):

@@ -345,6 +345,84 @@ def test_weight_decay_spares_gates_that_are_built_in_the_first_step():
     np.testing.assert_array_equal(model.dense.state["kernel"]["s"], np.full((10, 4), 0.5, "float32"))
 
 
+# ---- methods that leave the length of the run open
+
+
+def beta_of(model):
+    return float(ops.convert_to_numpy(model.get_layer("dense").state["kernel"]["beta"]))
+
+
+def over_the_run(**kwargs):
+    return model_of(None, keras.optimizers.SGD(0.01), method=ts.ContinuousSparsification(
+        s0=0.5, final_beta=16.0, **kwargs))
+
+
+def test_annealing_takes_the_first_fit(tmp_path):
+    """Two epochs of 8 steps: beta = 16^(t/16). A second fit finds it complete, and a file that
+    was saved in between knows the length."""
+    model = over_the_run()
+    seen = []
+    fit(model, epochs=2, callbacks=[keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(beta_of(model)))])
+    np.testing.assert_allclose(seen, [4.0, 16.0], rtol=1e-6)
+    method = model.get_layer("dense").methods["kernel"]
+    assert method == ts.ContinuousSparsification(16, s0=0.5, final_beta=16.0)
+    fit(model)
+    assert beta_of(model) == 16.0
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    assert again.get_layer("dense").methods["kernel"] == method
+
+
+def test_annealing_over_an_interrupted_fit_is_that_of_the_whole(tmp_path):
+    """BackupAndRestore brings weights and epoch back into a model made anew: 8 steps are done and
+    one epoch is to come, 16 in all."""
+    def stop(epoch, logs):
+        raise KeyboardInterrupt
+
+    models = []
+    for callbacks in ([keras.callbacks.LambdaCallback(on_epoch_end=stop)], []):
+        model = over_the_run()
+        models.append(model)
+        backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
+        try:
+            fit(model, epochs=2, callbacks=[backup, *callbacks])
+        except KeyboardInterrupt:
+            pass
+    straight = over_the_run()
+    fit(straight, epochs=2)
+    assert [m.get_layer("dense").methods["kernel"].anneal_steps for m in models] == [16, 16]
+    assert beta_of(models[1]) == beta_of(straight) == 16.0
+
+
+def test_attention_saves_the_length_of_its_run(tmp_path):
+    inputs = keras.Input((3, 4))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(1, 4, name="mha")(inputs, inputs))
+    model = ts.sparsify(model, ts.ContinuousSparsification(s0=0.5))
+    model.compile("sgd", "mse")
+    x = np.ones((8, 3, 4), "float32")
+    model.fit(x, x, batch_size=2, verbose=0, callbacks=[ts.callbacks.SparsityUpdate()])
+    model.save(tmp_path / "m.keras")
+    methods = keras.saving.load_model(tmp_path / "m.keras").get_layer("mha").methods
+    assert [m.anneal_steps for m in methods.values()] == [4] * 4
+
+
+def test_an_unknown_length_is_an_error():
+    def batches():
+        while True:
+            yield X[:4], Y[:4]
+
+    with pytest.raises(ValueError, match="number of steps is unknown here: give anneal_steps"):
+        ts.update(over_the_run())
+    model = over_the_run()
+    data = ((x, y) for x, y in [(X[:4], Y[:4])] * 3)
+    with pytest.raises(ValueError, match="number of steps is unknown here: give anneal_steps"):
+        model.fit(data, verbose=0, shuffle=False, callbacks=[ts.callbacks.SparsityUpdate()])
+    model = over_the_run()
+    model.fit(batches(), steps_per_epoch=4, shuffle=False, verbose=0, callbacks=[ts.callbacks.SparsityUpdate()])
+    assert beta_of(model) == 16.0
+
+
 def test_data_loss_is_the_loss_without_the_penalty():
     """Learning rate 0: nothing moves but beta, 1 in the first epoch and 9 at its end. The penalty
     is lambda sum sigmoid(beta s) and the data's loss that of the soft mask (validation: hard)."""

@@ -12,6 +12,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import keras
@@ -71,6 +72,7 @@ class Method(ABC):
       preserves_outputs: `sparsify` leaves the model's outputs as they were.
       local_reparameterization: `forward` draws the layer's output, where `weight` would draw the
         weights: recurrent layers then call it for their inputs.
+      ranked: `keep` is what a target asks for, and not what the method has learned (`natural`).
 
     Example:
 
@@ -104,6 +106,7 @@ class Method(ABC):
     trainable_state = False
     preserves_outputs = True
     local_reparameterization = False
+    ranked = False
 
     @abstractmethod
     def state(self, kernel: Kernel) -> dict[str, Spec]:
@@ -168,6 +171,10 @@ class Method(ABC):
 
     def end_epoch(self, slots: Sequence[Slot], step: int) -> None:
         """Runs after the last step of an epoch of `fit`, whether or not an update is due."""
+
+    def next_round(self, slots: Sequence[Slot]) -> None:
+        """Makes a trained state the start of the next round of `ts.TicketSearch`."""
+        raise NotImplementedError(f"{type(self).__name__} has no rounds")
 
     @abstractmethod
     def get_config(self) -> dict:
@@ -289,6 +296,44 @@ class MaskMethod(Method):
         return self.schedule.due(prev, step)
 
     def update(self, slots, step, probe=None):
+        scores, previous = self._scored(slots, step, probe)
+        sparsity = self.schedule.value(step)
+        if self.distribution == "global":
+            self._assign(slots, scores, previous, total=sparsity)
+        else:
+            kernels = [slot.kernel for slot in slots]
+            self._assign(slots, scores, previous, targets=self.target(kernels, step))
+
+    def prune_rest(self, slots, number):
+        """Prunes the schedule's final sparsity of what is left: round `number` of a search.
+
+        Of n weights left round(n s) go, halves to even: of each kernel for "uniform" and a map,
+        of all for "global". For "erk" it is all too, shared out for the sparsity then reached.
+        """
+        scores, previous = self._scored(slots, number, None)
+        sizes = [mask.size for mask in previous]
+        left = [int(np.count_nonzero(mask)) for mask in previous]
+
+        def sparsity(size, left, share):
+            return Fraction(size - left + masks.count_zeros(left, share), size)
+
+        share = self.schedule.final_sparsity
+        total = sparsity(sum(sizes), sum(left), share)
+        kernels = [slot.kernel for slot in slots]
+        if self.distribution == "global":
+            self._assign(slots, scores, previous, total=total)
+        elif self.distribution == "erk":
+            targets = distributions.sparsities("erk", [k.path for k in kernels],
+                                               [k.shape for k in kernels], float(total),
+                                               float(total))
+            self._assign(slots, scores, previous, targets=targets)
+        else:
+            shares = self.target(kernels, self.last_step)
+            self._assign(slots, scores, previous,
+                         targets=list(map(sparsity, sizes, left, shares)))
+
+    def _scored(self, slots, step, probe):
+        """The scores of each slot and its mask, None where pruned weights may come back."""
         scores, previous = [], None if self.regrows else []
         for slot in slots:
             weight = _values(slot.theta).astype("float32", copy=False)
@@ -305,12 +350,14 @@ class MaskMethod(Method):
                     "the gradients, and resume from an earlier checkpoint.")
             scores.append(self.scores(weight, gradient,
                                       seed_sequence(self, slot.kernel.path, step)))
+        return scores, previous
+
+    def _assign(self, slots, scores, previous, total=None, targets=None):
+        """Masks of one ranking with `total` zeros, or of each kernel with its target."""
         axes = [slot.kernel.axes for slot in slots]
-        if self.distribution == "global":
-            new = masks.global_masks(scores, self.schedule.value(step), self.layout, axes,
-                                     previous, self.min_keep)
+        if targets is None:
+            new = masks.global_masks(scores, total, self.layout, axes, previous, self.min_keep)
         else:
-            targets = self.target([slot.kernel for slot in slots], step)
             new = [masks.kernel_mask(s, target, self.layout, a,
                                      None if previous is None else previous[i], self.min_keep)
                    for i, (s, target, a) in enumerate(zip(scores, targets, axes))]

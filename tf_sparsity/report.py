@@ -61,10 +61,12 @@ class SparsityReport:
       rows: list of Row.
       step: optimizer updates over the model's life.
       target: the global sparsity asked for at that step, None where nothing is asked.
+      natural: the sparsity that learned methods have come to by themselves, where `target` is
+        met by rank (`reach="rank"`); None where the two are one.
     """
 
-    def __init__(self, rows, step, target=None):
-        self.rows, self.step, self.target = rows, step, target
+    def __init__(self, rows, step, target=None, natural=None):
+        self.rows, self.step, self.target, self.natural = rows, step, target, natural
 
     @property
     def sparsity(self):
@@ -79,7 +81,8 @@ class SparsityReport:
 
     def to_dict(self):
         """The report in types that `json.dumps` takes."""
-        return {"sparsity": self.sparsity, "target": self.target, "step": self.step,
+        return {"sparsity": self.sparsity, "target": self.target, "natural": self.natural,
+                "step": self.step,
                 "total": {field: self.total(field) for field in ADDITIVE},
                 "rows": [{**row._asdict(), "shape": list(row.shape)} for row in self.rows]}
 
@@ -113,7 +116,10 @@ class SparsityReport:
         table += [textwrap.fill(f"dense: {', '.join(names)} ({why})", 118,
                                 subsequent_indent="  ", break_long_words=False)
                   for why, names in reasons.items()]
-        return "\n".join([f"Sparsity {self.sparsity:.4f} at step {self.step:,}", *table])
+        title = f"Sparsity {self.sparsity:.4f} at step {self.step:,}"
+        if self.natural is not None:
+            title += f" (requested {self.target:.4f}, natural {self.natural:.4f})"
+        return "\n".join([title, *table])
 
     def _total_cells(self, label, rows, target):
         size, zeros, *rest = (self._total(field, rows) for field in ADDITIVE)
@@ -194,7 +200,17 @@ def measure(model):
             None if per_weight is None else per_weight * size,
             None if per_weight is None else per_weight * nonzeros,
             -(-size * bits // 8), -(-nonzeros * bits // 8) + -(-size // 8)))
-    return SparsityReport(rows, step, global_target(entries, step))
+    return SparsityReport(rows, step, global_target(entries, step), natural_sparsity(entries))
+
+
+def natural_sparsity(entries):
+    """The sparsity over the sparsified kernels without the ranks asked for; None: no such thing."""
+    entries = [e for e in entries if e.method is not None]
+    if not any(e.method.ranked for e in entries):
+        return None
+    keeps = [ops.convert_to_numpy(e.method.natural(ops.convert_to_tensor(e.variable), e.state))
+             if e.behind_mask else kept(e) for e in entries]
+    return 1 - sum(map(np.count_nonzero, keeps)) / sum(k.size for k in keeps)
 
 
 def sparsity(model):

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_sparsity.report import counted, entries_of, global_target, kept, stored_step, targets
+from tf_sparsity.report import (counted, entries_of, global_target, kept, natural_sparsity,
+                                stored_step, targets)
 
 IMAGE_SIDE = 1024  # pixels; a larger mask is shown in blocks of several weights per pixel
 
@@ -21,7 +22,11 @@ class SparsityTensorBoard(keras.callbacks.Callback):
     - `mask_iou/<path>`: $|K \cap K'| / |K \cup K'|$ of the kept weights K now and K' when they
       were last logged (1 where both are empty), and `mask_change/<path>`: 1 - IoU. From the
       second time on;
-    - `state/<path>/<name>`: annealed numbers, such as a method's `beta`;
+    - `state/<path>/<name>`: annealed numbers, such as a method's `beta`, and what a learned
+      method watches: `penalty` and its `coefficient`, `expected_l0` (L0: the share of gates that
+      is open), `transition_fraction` (continuous sparsification: the share of |beta s| < 4);
+    - `learned/<path>/<name>`: histogram of `log_alpha` or `s`;
+    - `natural/global`: the sparsity without the rank that `target_sparsity` asks for;
     - `weights/<path>`: histogram of the kept weights;
     - `mask/<path>`: an image of the mask, white where a weight is kept. Rows are all axes but
       the last, columns the last one.
@@ -33,7 +38,7 @@ class SparsityTensorBoard(keras.callbacks.Callback):
       log_dir: folder of the run; the event file is in `log_dir/sparsity`.
       update_freq: "epoch" (the end of every epoch, the last included), or an integer >= 1: every
         so many steps as well. The model is touched only when something is logged.
-      histogram_freq: epochs between two histograms, an integer >= 0; 0 is none. The last epoch
+      histogram_freq: epochs between two sets of histograms, an integer >= 0; 0 is none. The last epoch
         has one too.
       images: write the images, at the end of every epoch.
 
@@ -134,8 +139,11 @@ class SparsityTensorBoard(keras.callbacks.Callback):
                 iou = _iou(mask, self.masks[path])
                 scalars[f"mask_iou/{path}"], scalars[f"mask_change/{path}"] = iou, 1 - iou
             self.masks[path] = mask
-            scalars.update({f"state/{path}/{name}": float(ops.convert_to_numpy(variable))
-                            for name, variable in e.state.items() if len(variable.shape) == 0})
+            scalars.update({f"state/{path}/{name}": float(ops.convert_to_numpy(value))
+                            for name, value in _watched(e).items() if len(value.shape) == 0})
+        natural = natural_sparsity(entries)
+        if natural is not None:
+            scalars["natural/global"] = natural
         scalars["sparsity/global"] = zeros / size if size else 0.0
         asked = targets(entries, step)
         scalars.update({f"target/{e.kernel.path}": asked[id(e.variable)]
@@ -152,6 +160,10 @@ class SparsityTensorBoard(keras.callbacks.Callback):
         with self.writer.as_default(step):
             for e in counted(entries_of(self.model)):
                 self.tf.summary.histogram(f"weights/{e.kernel.path}", _weight(e)[kept(e) != 0])
+                for name, value in _watched(e).items():
+                    if len(value.shape):
+                        self.tf.summary.histogram(f"learned/{e.kernel.path}/{name}",
+                                                  ops.convert_to_numpy(value))
 
     def _write_images(self, step):
         with self.writer.as_default(step):
@@ -165,6 +177,16 @@ def _weight(entry):
     if entry.method is not None:
         weight = entry.method.weight(weight, entry.state, training=False)
     return ops.convert_to_numpy(ops.cast(weight, "float32"))
+
+
+def _watched(entry):
+    """{name: tensor}: the numbers of a method's state, and what it wants watched."""
+    watched = {name: value for name, value in entry.state.items() if len(value.shape) == 0}
+    if entry.method is None:
+        return watched
+    theta = ops.cast(ops.convert_to_tensor(entry.variable), "float32")
+    more = entry.method.watch(theta, entry.state)
+    return {**watched, **{name: ops.convert_to_tensor(value) for name, value in more.items()}}
 
 
 def _iou(mask, before):
