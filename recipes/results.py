@@ -1,0 +1,137 @@
+"""Result files of the recipes, and the tables that recipes/README.md shows of them.
+
+`python -m recipes.results` writes the tables anew; a test compares. A result is a JSON file in
+recipes/results/, named after the recipe, what it trained and the seed.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+
+FOLDER = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist")  # that have a table
+PACKAGES = ("tf_sparsity", "keras", "tensorflow", "jax", "numpy")
+LOCAL = ("--data-dir", "--out")  # where things lie on a machine is no setting
+
+
+def parser(recipe, doc, epochs):
+    """The options that all recipes have."""
+    options = argparse.ArgumentParser(prog=f"python -m recipes.{recipe}", description=doc)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--epochs", type=int, default=None, help=f"{epochs} if not given")
+    options.add_argument("--smoke", action="store_true",
+                         help="seconds, on scikit-learn's digits; writes nothing but to --out")
+    options.add_argument("--data-dir", default=None, help="where tensorflow-datasets has MNIST")
+    options.add_argument("--out", type=Path, default=None, metavar="FOLDER",
+                         help="for the result file; recipes/results if not given")
+    return options
+
+
+def command(recipe, argv):
+    """The command line that repeats a run, with the environment that changes it."""
+    kept, skip = [], False
+    for word in argv:
+        if skip or word in LOCAL:
+            skip = word in LOCAL
+        elif not word.startswith(tuple(f"{option}=" for option in LOCAL)):
+            kept.append(word)
+    names = ("TF_NUM_INTRAOP_THREADS", "XLA_FLAGS")
+    environment = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return shlex.join(["KERAS_BACKEND=" + keras.config.backend(), *environment,
+                       "python", "-m", f"recipes.{recipe}", *kept])
+
+
+def versions():
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def kernels(report):
+    """One dict for each kernel of a `ts.report`."""
+    return [{"name": row.name, "shape": list(row.shape), "size": row.size, "zeros": row.zeros,
+             "sparsity": row.sparsity} for row in report.rows]
+
+
+def compression(report):
+    """Weights over non-zero weights, of all kernels. Biases are not counted, as in the papers."""
+    size, zeros = report.total("size"), report.total("zeros")
+    return size / (size - zeros) if size > zeros else None
+
+
+def common(recipe, argv, data, seed, settings):
+    """What every result says about where it comes from."""
+    return {"recipe": recipe, "command": command(recipe, argv), "data": data, "seed": seed,
+            "settings": settings, "versions": versions(), "backend": keras.config.backend()}
+
+
+def write(result, folder, name):
+    """Writes `name`.json into `folder`; returns its path."""
+    path = Path(folder) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def finish(result, args, stem, differences):
+    """Writes the result of a run that was not a trial, and prints what is to be said of it."""
+    if args.out is not None or not args.smoke:
+        name = f"{stem}_seed{result['seed']}"
+        print(f"Written: {write(result, args.out or FOLDER, name).name}")
+    for line in () if args.smoke else differences(result):
+        print(line)
+    print(f"{result['seconds']:.0f} seconds of training")
+
+
+def read(recipe, folder=FOLDER):
+    """The results of a recipe, in the order of their names."""
+    results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    return [result for result in results if result["recipe"] == recipe]
+
+
+def spread(values, form=".2f"):
+    """`mean ± sd`, the sd being that of a sample; `mean` alone for one value."""
+    values = list(values)
+    mean = format(statistics.fmean(values), form)
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):{form}}"
+
+
+def seeds(results):
+    """`3 (0, 1, 2)`: how many seeds, and which."""
+    used = sorted(result["seed"] for result in results)
+    if not used:
+        return "not run"
+    return f"{len(used)} ({', '.join(map(str, used))})"
+
+
+def markdown(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def tables(text, folder=FOLDER):
+    """`text` with each recipe's table, between its two marks, made from the result files."""
+    for recipe in RECIPES:
+        begin, end = f"<!-- {recipe}: made by recipes/results.py -->", f"<!-- end of {recipe} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        table = importlib.import_module(f"recipes.{recipe}").table(read(recipe, folder))
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    return text
+
+
+def main():
+    README.write_text(tables(README.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
