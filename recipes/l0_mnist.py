@@ -1,0 +1,158 @@
+"""L0 regularization with gates on units, on MNIST: python -m recipes.l0_mnist [--model lenet5]
+
+Trains LeNet-300-100 or LeNet-5-Caffe with `ts.L0Regularization`, one gate for each input unit of a
+dense layer and each output channel of a convolution, and says which units are left (784-300-100 and
+20-50-800-500 before) at which test error. Nothing is chosen by the test images.
+"""
+
+import sys
+import time
+
+import keras
+import numpy as np
+
+import tf_sparsity as ts
+from recipes import data, lenet, results
+
+RECIPE = "l0_mnist"
+
+# The authors' repository, AMLab-Amsterdam/L0_regularization: train_lenet5.py, models.py. It has no
+# script for LeNet-300-100; models.py has its initial values.
+BATCH = 100
+EPOCHS = 200
+RATE = 1e-3  # of Adam, constant
+AVERAGE = 0.999  # of the weights of all steps, with which the authors evaluate
+L2 = 5e-4
+SCALE = {"lenet300": 0.1, "lenet5": 1.0}  # lambda; 1 in train_lenet5.py
+INITIAL_KEEP = {"lenet300": {"dense1": 0.8}, "lenet5": {}}  # 0.5 elsewhere
+GROUPS = {
+    "lenet300": {"dense1": "in", "dense2": "in", "classes": "in"},
+    "lenet5": {"conv1": "out", "conv2": "out", "dense1": "in", "classes": "in"},
+}
+
+# The units left and the test error of Louizos, Welling and Kingma 2018 (arXiv:1712.01312), as other
+# papers repeat them; the authors' repository has no results. LeNet-300-100: table 2 of Evci et al.
+# 2020 (arXiv:1911.11134). LeNet-5-Caffe: table 1 of Tang, Adhikari and Lin 2018 (arXiv:1811.03060),
+# the second being "sep", a lambda for each layer. They do not repeat lambda.
+PUBLISHED = {
+    "lenet300": (("266-88-33", 0.016),),
+    "lenet5": (("20-25-45-462", 0.009), ("9-18-65-25", 0.010)),
+}
+NAMES = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5-Caffe"}
+
+SMOKE_EPOCHS = 2
+
+
+def sparse(model_name, num_samples, scale):
+    """The network with its gates."""
+    model = lenet.MODELS[model_name]()
+    for layer, group in GROUPS[model_name].items():
+        keep = INITIAL_KEEP[model_name].get(layer, 0.5)
+        method = ts.L0Regularization(num_samples, scale=scale, group=group, initial_keep=keep,
+                                     l2=L2)
+        model = ts.sparsify(model, method, select=f"^{layer}/")
+    return model
+
+
+def units(model_name, model):
+    """For each layer, which of its gated units are left, as booleans."""
+    plain = ts.strip(model)
+    return {layer: np.asarray(plain.get_layer(layer).kernel).any(
+                axis=1 if group == "in" else (0, 1, 2))
+            for layer, group in GROUPS[model_name].items()}
+
+
+def weights_left(model_name, left):
+    """Weights between units that are left: what a network without the others has."""
+    count = {layer: int(mask.sum()) for layer, mask in left.items()}
+    if model_name == "lenet300":
+        return (count["dense1"] * count["dense2"] + count["dense2"] * count["classes"]
+                + count["classes"] * 10)
+    inputs = left["dense1"].reshape(-1, len(left["conv2"]))[:, left["conv2"]]  # places x channels
+    return (25 * count["conv1"] * (1 + count["conv2"]) + int(inputs.sum()) * count["classes"]
+            + count["classes"] * 10)
+
+
+def run(model_name, train, test, epochs, seed, scale):
+    """Trains once; returns what is specific to this recipe in a result."""
+    keras.utils.set_random_seed(seed)
+    model = sparse(model_name, len(train[0]), scale)
+    optimizer = keras.optimizers.Adam(RATE, use_ema=True, ema_momentum=AVERAGE)
+    started = time.monotonic()
+    history = lenet.train(model, train, test, epochs=epochs, batch=BATCH, optimizer=optimizer,
+                          callbacks=[ts.callbacks.SparsityUpdate(), ts.callbacks.SparsityLogger()])
+    seconds = time.monotonic() - started
+    report = ts.report(model)
+    left = units(model_name, model)
+    weights = weights_left(model_name, left)
+    return {
+        "model": model_name,
+        "error": lenet.error(model, test),
+        "architecture": "-".join(str(int(mask.sum())) for mask in left.values()),
+        "weights_left": weights,
+        "compression": report.total("size") / weights if weights else None,
+        "sparsity": report.sparsity,
+        "kernels": results.kernels(report),
+        "seconds": round(seconds, 1),
+        "history": history,
+    }
+
+
+def settings(model_name, epochs, scale):
+    return {"batch": BATCH, "epochs": epochs, "optimizer": "Adam", "rate": RATE,
+            "average": AVERAGE, "scale": scale, "l2": L2, "groups": GROUPS[model_name],
+            "initial_keep": {"": 0.5, **INITIAL_KEEP[model_name]}}
+
+
+def table(runs):
+    """Published | ours ± sd, as Markdown; per cent for errors."""
+    kinds = {(run["model"], run["settings"]["scale"], run["settings"]["epochs"]) for run in runs}
+    rows = []
+    for model, scale, epochs in sorted(kinds):
+        ours = [run for run in runs if (run["model"], run["settings"]["scale"],
+                                        run["settings"]["epochs"]) == (model, scale, epochs)]
+        rows.append([
+            NAMES[model], f"{scale:g}/N", "; ".join(left for left, _ in PUBLISHED[model]),
+            "; ".join(f"{100 * error:.1f}" for _, error in PUBLISHED[model]),
+            ", ".join(run["architecture"] for run in ours),
+            results.spread(100 * run["error"] for run in ours),
+            results.spread([run["compression"] for run in ours], ".1f") + "x", epochs,
+            results.seeds(ours)])
+    return results.markdown(
+        ["network", "lambda", "published: units left", "error %", "ours: units left", "error %",
+         "compression", "epochs", "seeds"], rows)
+
+
+def differences(result):
+    """Sentences: where the numbers differ from the published ones, and the likely reason."""
+    for left, error in PUBLISHED[result["model"]]:
+        yield (f"units left: {result['architecture']} (published: {left}), error "
+               f"{100 * result['error']:.2f} % (published: {100 * error:.1f} %)")
+    yield WHY
+
+
+WHY = (
+    "Likely reasons: Keras' initial weights, not He's; biases have no gate and no decay; the "
+    "published error may be the best of all epochs, which is what the authors' script prints, and "
+    "ours is the last one's; the lambda of the published run is not in the repository."
+)
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    parser = results.parser(RECIPE, __doc__, EPOCHS)
+    parser.add_argument("--model", choices=list(NAMES), default="lenet300")
+    parser.add_argument("--scale", type=float, default=None, help=f"lambda; by default {SCALE}")
+    args = parser.parse_args(argv)
+    train, test, name = data.load(args)
+    epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
+    scale = SCALE[args.model] if args.scale is None else args.scale
+    result = results.common(RECIPE, argv, name, args.seed, settings(args.model, epochs, scale))
+    result |= run(args.model, train, test, epochs, args.seed, scale)
+    results.finish(result, args, f"{RECIPE}_{args.model}_scale{scale:g}_{epochs}epochs",
+                   differences)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The recipes that reproduce published tables: smoke runs, result files, tables in the README."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from recipes import data, l0_mnist, lenet, matched_mnist, results, variational_dropout_mnist
+
+RECIPES = {module.RECIPE: module
+           for module in (variational_dropout_mnist, l0_mnist, matched_mnist)}
+
+
+def smoke(recipe, folder, *arguments):
+    """The result of a smoke run."""
+    assert RECIPES[recipe].main(["--smoke", "--out", str(folder), *arguments]) == 0
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lenet300", "lenet5"])
+def test_smoke_run_of_variational_dropout(tmp_path, capsys, model):
+    result = smoke("variational_dropout_mnist", tmp_path, "--model", model, "--seed", "3")
+    assert "digits in place of MNIST" in capsys.readouterr().out
+    assert result["data"] == "digits"
+    assert (result["model"], result["seed"]) == (model, 3)
+    asked = [entry["threshold"] for entry in result["thresholds"]]
+    assert tuple(asked) == variational_dropout_mnist.THRESHOLDS[model]
+    found = [entry["sparsity"] for entry in result["thresholds"]]
+    assert 0 < found[0] and found == sorted(found)  # a lower threshold prunes more
+    assert len(list(variational_dropout_mnist.differences(result))) > len(asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lenet300", "lenet5"])
+def test_smoke_run_of_l0(tmp_path, model):
+    result = smoke("l0_mnist", tmp_path, "--model", model, "--scale", "0.5")
+    assert result["settings"]["scale"] == 0.5
+    # So short a run closes no gate.
+    full = {"lenet300": ("784-300-100", 266_200), "lenet5": ("20-50-800-500", 430_500)}[model]
+    assert (result["architecture"], result["weights_left"]) == full
+    assert result["compression"] == 1.0
+    assert list(l0_mnist.differences(result))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reach", ["rank", "controller"])
+def test_smoke_run_of_the_matched_comparison(tmp_path, reach):
+    result = smoke("matched_mnist", tmp_path, "--reach", reach)
+    cases = {case["method"]: case for case in result["cases"]}
+    assert list(cases) == ["dense", *matched_mnist.methods(0.9, reach, 100, 100)]
+    if reach == "rank":  # the controller needs a longer run
+        for name in set(cases) - {"dense"}:
+            assert cases[name]["sparsity"] == pytest.approx(0.9, abs=1e-4), name
+    assert "±" not in matched_mnist.table([result])
+
+
+def test_readme_shows_the_results():
+    text = results.README.read_text()
+    assert text == results.tables(text), "run python -m recipes.results"
+
+
+@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*.json")), ids=lambda p: p.stem)
+def test_result_files_are_complete_and_consistent(path):
+    result = json.loads(path.read_text())
+    assert result["recipe"] in RECIPES
+    assert result["data"] == "MNIST"
+    assert f"recipes.{result['recipe']}" in result["command"]
+    assert not any(option in result["command"] for option in results.LOCAL)
+    assert path.stem.startswith(result["recipe"])
+    assert path.stem.endswith(f"_seed{result['seed']}")
+    assert result["seconds"] > 0
+    assert {"tf_sparsity", "keras", "numpy", "python"} <= set(result["versions"])
+    for entry in result.get("thresholds") or result.get("cases") or [result]:
+        size, zeros = (sum(kernel[key] for kernel in entry["kernels"]) for key in ("size", "zeros"))
+        assert entry["sparsity"] == pytest.approx(zeros / size)
+        if "threshold" in entry:
+            assert entry["compression"] == pytest.approx(size / (size - zeros))
+        assert 0 < entry.get("error", 0.5) < 1
+
+
+def test_command_names_no_place_on_the_machine(monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    command = results.command("l0_mnist", ["--out", "/a", "--seed", "2", "--data-dir=/b"])
+    assert command.endswith(" TF_NUM_INTRAOP_THREADS=1 python -m recipes.l0_mnist --seed 2")
+    assert command.startswith("KERAS_BACKEND=")
+
+
+def test_spread():
+    assert results.spread([1.0]) == "1.00"
+    assert results.spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
+
+
+def test_networks_have_the_published_number_of_weights():
+    for name, size in (("lenet300", 266_200), ("lenet5", 430_500)):
+        kernels = [w for w in lenet.MODELS[name]().weights if w.name == "kernel"]
+        assert sum(math.prod(kernel.shape) for kernel in kernels) == size
+
+
+def test_weights_left_between_units():
+    def first(n, of):
+        return np.arange(of) < n
+
+    left = {"dense1": first(266, 784), "dense2": first(88, 300), "classes": first(33, 100)}
+    assert l0_mnist.weights_left("lenet300", left) == 266 * 88 + 88 * 33 + 33 * 10
+    # Inputs of the dense layer count where their channel is left: 3 of the first 9 have channel 0-2
+    left = {"conv1": first(2, 20), "conv2": first(3, 50), "dense1": first(59, 800),
+            "classes": first(7, 500)}
+    assert l0_mnist.weights_left("lenet5", left) == 25 * 2 + 25 * 2 * 3 + (3 + 3) * 7 + 7 * 10
+
+
+def test_learning_rates_are_those_of_the_authors():
+    flat, falling = (variational_dropout_mnist.rate(name, 200) for name in ("lenet300", "lenet5"))
+    assert [flat(epoch) for epoch in (0, 100, 150)] == [1e-3, 1e-3, 5e-4]
+    assert [falling(epoch) for epoch in (0, 50, 100)] == [1e-3, 7.5e-4, 5e-4]
+
+
+def test_digits_have_the_shape_of_mnist():
+    (x, y), (x_test, y_test) = data.mnist_shaped_digits()
+    assert x.shape == (1437, 28, 28, 1) and x_test.shape == (360, 28, 28, 1)
+    assert x.dtype == "float32" and (x.min(), x.max()) == (0, 1)
+    assert set(y) == set(y_test) == set(range(10))
