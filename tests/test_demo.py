@@ -61,11 +61,12 @@ def test_it_writes_what_it_says(demo):
     files = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
     events = {f for f in files if f.startswith("tensorboard/")}
     assert files - events == {
-        *("report.txt", "report.json", "sparsity.png"),
+        *("report.txt", "report.json", "sparsity.png", "comparison.png"),
         *("dense.keras", "sparse.keras", "sparse.tflite"),
     }
-    assert len(events) == 1 and not events.pop().endswith(".old")
-    assert (out / "sparsity.png").read_bytes().startswith(b"\x89PNG")
+    assert len(events) == 4 and not any(event.endswith(".old") for event in events)
+    for plot in ("sparsity.png", "comparison.png"):
+        assert (out / plot).read_bytes().startswith(b"\x89PNG")
     assert report["versions"]["keras"] == keras.__version__
     assert {"command", "seed", "seconds", "images"} <= set(report)
 
@@ -116,6 +117,22 @@ def test_the_files_give_the_accuracies(demo, recipe):
         assert recipe.accuracy(probabilities, classes) == report["accuracy"][name], name
 
 
+def test_the_comparison_is_at_a_matched_sparsity(demo):
+    """Pruning rounds the zeros of each kernel: 135,965 of 151,072; rank those of all kernels."""
+    _, printed, report = demo
+    compared = report["compared"]
+    assert list(compared) == [
+        "magnitude pruning", "variational dropout", "L0", "continuous sparsification"]
+    sizes = [row["size"] for row in report["kernels"]]
+    for name, row in compared.items():
+        zeros = sum(s * n for s, n in zip(row["sparsity_of_kernels"], sizes))
+        assert round(zeros) == round(0.9 * sum(sizes)) == 135965, name
+        assert (row["natural"] is None) == (name == "magnitude pruning")
+        assert f"{name:28}{row['accuracy']:14.4f}    0.9000" in printed
+        assert row["accuracy"] > 0.9, name  # chance is 0.1; the table shows the rest
+    assert compared["magnitude pruning"]["accuracy"] == report["accuracy"]["sparse"]
+
+
 def test_images_are_split_once(recipe):
     parts = recipe.load_digits()
     assert [len(x) for x, _ in parts] == [1167, 270, 360]
@@ -140,6 +157,7 @@ def test_shifted_images_are_moved_by_one_pixel(recipe):
         (("difference",), 2e-5, "differ by 2.0e-05"),
         (("difference",), float("nan"), "differ by nan"),
         (("other_classes",), 3, "3 test images"),
+        (("compared", "L0", "sparsity"), 0.89, "by L0 is 0.8900, not 0.9"),
     ],
 )
 def test_a_broken_promise_is_a_failure(demo, recipe, path, value, sentence):

@@ -15,20 +15,23 @@ REPOSITORY = ROOT.parent
 
 # module (or package) -> what it imports of tf_sparsity, exactly. Leaves first; no cycles.
 ALLOWED = {
-    "schedule": set(), "distribution": set(), "masks": set(), "train_step": set(),
+    "schedule": set(), "distribution": set(), "masks": set(), "train_step": set(), "relax": set(),
     "method": {"schedule", "distribution", "masks"},
     "selection": {"method"},
-    "methods": {"method", "schedule"},
+    "learned": {"method", "masks", "schedule"},
+    "methods": {"method", "schedule", "learned", "relax"},
     "layers": {"method", "train_step"},
     "optimizer": {"method", "selection", "train_step"},
     "tfmot": {"method", "schedule"},
     "kernels": {"method", "selection", "layers"},
-    "convert": {"method", "selection", "layers", "optimizer", "kernels"},
+    "convert": {"method", "methods", "selection", "layers", "optimizer", "kernels"},
     "probes": {"layers"},
     "update": {"method", "layers", "optimizer", "kernels", "probes"},
     "report": {"method", "layers", "optimizer", "kernels", "convert"},
     "tensorboard": {"report"},
     "callbacks": {"method", "optimizer", "probes", "update", "report", "tensorboard"},
+    "tickets": {"method", "methods", "masks", "layers", "optimizer", "kernels", "convert",
+                "callbacks"},
 }
 
 

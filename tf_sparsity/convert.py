@@ -14,6 +14,7 @@ from tf_sparsity.kernels import check_is_model, find, is_graph
 from tf_sparsity.layers import REPLACEMENTS, SPARSE_CLASSES, SparseLayer
 from tf_sparsity.layers.base import activations_of
 from tf_sparsity.method import STEP, UPDATED, Method, group_by_method
+from tf_sparsity.methods import FixedMask
 from tf_sparsity.optimizer import find_sparse_optimizer
 
 
@@ -120,6 +121,60 @@ def strip(model):
     return plain_twin(model)
 
 
+def freeze_masks(model):
+    """The model under the masks that it has now, as a `ts.FixedMask` in every sparse layer.
+
+    For fine-tuning: what is zero stays zero, and the rest trains by the data loss alone, without
+    gates, noise or penalty. Outputs of evaluation are the same bit for bit: theta of the new model
+    is the weight that evaluation computes with.
+
+    Args:
+      model: a model made by `ts.sparsify`; it is untouched.
+
+    Returns:
+      keras.Model, uncompiled. It needs no callback.
+
+    Raises:
+      TypeError, ValueError: as `ts.strip`, and for a model without sparse layers.
+
+    Warns:
+      UserWarning: if a schedule is not complete ("schedule at step s of e").
+
+    Example:
+
+    ```python
+    import keras
+    import tf_sparsity as ts
+    dense = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    sparse = ts.sparsify(dense, ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0)))
+    ts.update(sparse)
+    fixed = ts.freeze_masks(sparse)
+    assert fixed.layers[0].methods == {"kernel": ts.FixedMask()}
+    assert ts.report(fixed).sparsity == 0.5
+    ```
+    """
+    _check_model(model, "freeze_masks")
+    if all(f.method is None for f in find(model)):
+        raise ValueError(
+            f"Model '{model.name}' has no sparse layer, so it has no masks to freeze. Call "
+            "ts.sparsify(model, method) and train first. The masks of a ts.SparseOptimizer are "
+            "fixed once its schedule is complete: train on with it.")
+    for message in incomplete(model):
+        warnings.warn(message, stacklevel=2)
+    return fixed_twin(model)
+
+
+def fixed_twin(model):
+    """`freeze_masks` without its warnings."""
+    new = _clone(model, _fixed)
+    sparse = [f for f in find(model) if f.method is not None]
+    for old, f in zip(sparse, (f for f in find(new) if f.method is not None), strict=True):
+        theta, state = ops.convert_to_tensor(old.variable), old.slot.state
+        f.slot.state["mask"].assign(_own_copy(old.method.keep(theta, state)) != 0)
+        f.variable.assign(_own_copy(old.owner.effective(old.name.split("/")[-1])))
+    return new
+
+
 def plain_twin(model):
     """`strip` without its warnings: a copy in plain Keras layers."""
     return _clone(model, _plain)
@@ -170,6 +225,13 @@ def _plain(layer):
     config = _config(layer)
     del config["method"]
     return type(layer).keras_class.from_config(config)
+
+
+def _fixed(layer):
+    if type(layer) not in SPARSE_CLASSES:
+        return None
+    methods = {name: FixedMask() for name in layer.methods}
+    return type(layer).from_config({**_config(layer), "method": methods})
 
 
 def _config(layer):
