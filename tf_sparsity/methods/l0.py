@@ -169,8 +169,7 @@ class L0Regularization(LearnedMethod):
             return relax.straight_through(hard, relax.stretched(log_alpha, self.gamma, self.zeta))
         if not training:
             return relax.hard_concrete(log_alpha, self.gamma, self.zeta)
-        u = keras.random.uniform(ops.shape(log_alpha), 1e-6, 1 - 1e-6, dtype=log_alpha.dtype,
-                                 seed=seed)
+        u = relax.uniform(ops.shape(log_alpha), seed, log_alpha.dtype)
         return relax.sample_hard_concrete(log_alpha, u, self.beta, self.gamma, self.zeta)
 
     def kept_weight(self, theta, state):

@@ -53,7 +53,8 @@ class VariationalDropout(LearnedMethod):
 
     Deviations: an einsum or dense layer on sequences draws for every position (Gale et al. share
     one draw among the positions of an example). The variance is computed in float32 under a 16-bit
-    policy.
+    policy. On TensorFlow the noise is binomial with 17 values (`relax.noise`): mean and variance
+    of the output, and so the expected gradients of both, are those of the normal one.
     """
 
     needs_seed = True
@@ -109,7 +110,7 @@ class VariationalDropout(LearnedMethod):
     def weight(self, theta, state, *, training, seed=None):
         if not training:
             return self.evaluated(theta, state)
-        noise = relax.gaussian(ops.shape(theta), seed, theta.dtype)
+        noise = relax.noise(ops.shape(theta), seed, theta.dtype)
         return theta + ops.sqrt(self.variance(theta, state) + EPSILON) * noise
 
     def forward(self, linear, x, theta, state, *, training, seed=None):
@@ -117,7 +118,7 @@ class VariationalDropout(LearnedMethod):
             return linear(x, self.evaluated(theta, state))
         mean = linear(x, theta)
         variance = linear.of_squares(x, self.variance(theta, state))
-        noise = relax.gaussian(linear.noise_shape(mean), seed, variance.dtype)
+        noise = relax.noise(linear.noise_shape(mean), seed, variance.dtype)
         return mean + ops.cast(ops.sqrt(variance + EPSILON) * noise, mean.dtype)
 
     def watch(self, theta, state):
