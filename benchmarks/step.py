@@ -79,7 +79,7 @@ def optimizer(keras, name):
 class Training:
     """A compiled model that measures its steps, one `fit` at a time."""
 
-    def __init__(self, keras, model, optimizer, data, callbacks=()):
+    def __init__(self, keras, model, optimizer, data, callbacks=(), steps=STEPS):
         class Clock(keras.callbacks.Callback):
             """The last callback: it sees the end of a step after the others have run."""
 
@@ -91,20 +91,21 @@ class Training:
 
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         self.model, self.data, self.clock = model, data, Clock()
+        self.steps_per_round = steps
         self.callbacks = [*callbacks, self.clock]
         self.steps = 0
         self.updates = []  # what the steps that updated the masks took above the others
 
     def fit(self):
         """Trains for a round; returns the median (seconds, CPU seconds) of a step."""
-        self.model.fit(self.data, steps_per_epoch=STEPS, shuffle=False, verbose=0,
+        self.model.fit(self.data, steps_per_epoch=self.steps_per_round, shuffle=False, verbose=0,
                        callbacks=self.callbacks)
         times = np.diff(self.clock.ends, axis=0)
         median = np.median(times, axis=0)
         first = self.steps + 2  # the step that times[0] is of
         self.updates += [(t - median).tolist() for i, t in enumerate(times)
                          if (first + i) % FREQUENCY == 0]
-        self.steps += STEPS
+        self.steps += self.steps_per_round
         return median.tolist()
 
 
