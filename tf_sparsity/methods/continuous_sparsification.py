@@ -119,6 +119,14 @@ class ContinuousSparsification(LearnedMethod):
         for slot in slots:
             slot.state["beta"].assign(self.final_beta ** self.annealing.value(step))
 
+    def next_round(self, slots):
+        """s <- min(beta s, s0) and beta <- 1: what was kept may be lost, what was lost hardly
+        comes back."""
+        for slot in slots:
+            s = ops.convert_to_tensor(slot.state["s"])
+            slot.state["s"].assign(ops.minimum(slot.state["beta"] * s, self.s0))
+            slot.state["beta"].assign(1.0)
+
     def watch(self, theta, state):
         undecided = ops.abs(state["beta"] * state["s"]) < 4.0
         return {**super().watch(theta, state), "s": ops.convert_to_tensor(state["s"]),
