@@ -1,8 +1,10 @@
 # make demo   the main job: prune a digits classifier, export it, run it in LiteRT (writes runs/demo/)
 # make test   the tests, on TensorFlow and then on JAX
-# Both make an environment in .venv first. PYTHON=python3.12 picks another interpreter.
+# Both make an environment in .venv first. PYTHON=python3.12 picks another interpreter, WORKERS=4
+# the number of processes for the tests (5 GB of memory each).
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -12,8 +14,8 @@ demo: $(VENV)/demo.stamp
 	$(RUN) -m recipes.digits_demo
 
 test: $(VENV)/test.stamp
-	KERAS_BACKEND=tensorflow $(RUN) -m pytest -m "not slow"
-	KERAS_BACKEND=jax $(RUN) -m pytest -m "any_backend and not slow"
+	KERAS_BACKEND=tensorflow $(RUN) -m pytest -n $(WORKERS) -m "not slow"
+	KERAS_BACKEND=jax $(RUN) -m pytest -n $(WORKERS) -m "any_backend and not slow"
 
 test-slow: $(VENV)/test.stamp
 	$(RUN) -m pytest -m slow

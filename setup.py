@@ -33,6 +33,7 @@ setup(
             *JAX,
             "hypothesis>=6.100",
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "setuptools>=65",
             "wheel",
             "tf_keras",
