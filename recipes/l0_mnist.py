@@ -132,9 +132,10 @@ def differences(result):
 
 
 WHY = (
-    "Likely reasons: Keras' initial weights, not He's; biases have no gate and no decay; the "
-    "published error may be the best of all epochs, which is what the authors' script prints, and "
-    "ours is the last one's; the lambda of the published run is not in the repository."
+    "Likely reasons: lambda, which the papers that repeat the numbers do not say, and which may be "
+    "another one for each layer; Keras' initial weights, not He's; biases have no gate and no "
+    "decay; the published error may be the best of all epochs, as the authors' script prints it, "
+    "and ours is that of the last."
 )
 
 
