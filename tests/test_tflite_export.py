@@ -16,8 +16,9 @@ from keras import layers
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import __main__ as command_line
-from tflite_export import check
-from tflite_export.flatbuffer import constants, decode
+from tflite_export import check, flatbuffer, store
+from tflite_export.encoding import decode
+from tflite_export.flatbuffer import constants
 
 # float32 outputs of order 1, summed in another order by XNNPACK than by TensorFlow.
 TOLERANCE = 1e-5
@@ -209,7 +210,7 @@ def test_the_file_holds_the_weights_of_keras(pruned):
 
 
 def test_blocks_of_four_inputs_run_natively():
-    """The converter writes its 1x4 format for these, which the decoder must know too."""
+    """Blocks of 1x4 are left to the runtime's own kernel: no DENSIFY in the file."""
     model = prune(keras.Sequential([keras.Input((64,)), layers.Dense(32)]), 0.75, block=4)
     exported = tflite_export.convert(model)
     packed = [c for c in constants(exported.tflite) if c.is_sparse]
@@ -232,14 +233,14 @@ def test_decoding_by_hand():
     second.format = schema.DimensionType.SPARSE_CSR
     second.arraySegments, second.arrayIndices = schema.Uint8VectorT(), schema.Uint8VectorT()
     second.arraySegments.values, second.arrayIndices.values = [0, 1, 3], [1, 0, 2]
-    np.testing.assert_array_equal(decode(stored, (2, 3), sparsity), [[0, 7, 0], [5, 0, 6]])
+    np.testing.assert_array_equal(decode(stored, sparsity, (2, 3)), [[0, 7, 0], [5, 0, 6]])
     # The same tree over blocks 1x2 of a 2 x 6 matrix
     sparsity.traversalOrder, sparsity.blockMap = [0, 1, 2], [1]
     block = schema.DimensionMetadataT()
     block.format, block.denseSize = schema.DimensionType.DENSE, 2
     sparsity.dimMetadata.append(block)
     np.testing.assert_array_equal(
-        decode(np.array([1.0, 2, 3, 4, 5, 6]), (2, 6), sparsity),
+        decode(np.array([1.0, 2, 3, 4, 5, 6]), sparsity, (2, 6)),
         [[0, 0, 1, 2, 0, 0], [3, 4, 0, 0, 5, 6]],
     )
 
@@ -256,20 +257,18 @@ def test_negative_zeros_are_zeros():
 def test_nothing_sparse_stays_dense():
     for model in (dense(), prune(dense(), 0.2)):
         report = tflite_export.convert(model).report
-        assert not report.is_sparse and "30 %" in report.reason
+        assert not report.is_sparse and "enough zeros" in report.reason
         assert not any(t.stored_sparse for t in report.tensors)
 
 
-def test_what_grows_stays_dense_unless_forced():
-    # 30 % zeros: 70 % of the values and a byte index for each is about 0.9; int32 indices are not
-    # worth it, nor is a matrix so small that the extra tensors outweigh the zeros.
-    model = prune(keras.Sequential([keras.Input((4,)), layers.Dense(4)]), 0.5)
-    auto = tflite_export.convert(model)
-    assert not auto.report.is_sparse and "not smaller" in auto.report.reason
-    assert len(auto.tflite) == auto.report.bytes_dense < auto.report.bytes_sparse
-    forced = tflite_export.convert(model, sparse=True)
-    assert forced.report.is_sparse and len(forced.tflite) == forced.report.bytes_sparse
-    assert tflite_export.compare(model, forced.tflite, rows(4)) < TOLERANCE
+def test_what_grows_stays_dense():
+    """A matrix so small that the extra tensor outweighs the zeros, beside one that is not."""
+    small = prune(keras.Sequential([keras.Input((4,)), layers.Dense(4)]), 0.5)
+    report = tflite_export.convert(small).report
+    assert not report.is_sparse and report.bytes_sparse == report.bytes_dense
+    both = prune(keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(2)]), 0.5)
+    report = tflite_export.convert(both).report
+    assert {t.shape: t.stored_sparse for t in report.tensors} == {(64, 64): True, (2, 64): False}
 
 
 @pytest.mark.parametrize("spoil", ["values", "outputs"])
@@ -277,7 +276,7 @@ def test_a_wrong_sparse_file_is_never_returned(pruned, monkeypatch, spoil):
     model, good = pruned
     if spoil == "values":
         monkeypatch.setattr(sys.modules["tflite_export.convert"], "constants", spoiled_constants)
-        because = "changed the values"
+        because = "encoding changed the values"
     else:
         real = check.run
         monkeypatch.setattr(
@@ -292,8 +291,6 @@ def test_a_wrong_sparse_file_is_never_returned(pruned, monkeypatch, spoil):
     exported = tflite_export.convert(model)
     assert not exported.report.is_sparse and because in exported.report.reason
     assert len(exported.tflite) == exported.report.bytes_dense
-    with pytest.raises(ValueError, match=because):
-        tflite_export.convert(model, sparse=True)
 
 
 def spoiled_constants(tflite):
@@ -348,7 +345,7 @@ def test_refusals_say_what_to_do():
     model = dense()
     with fails("Keras 3 models.*str", TypeError):
         tflite_export.convert("model.keras")
-    with fails("'auto', True or False; got 'csr'"):
+    with fails("'auto' or False; got 'csr'"):
         tflite_export.convert(model, sparse="csr")
     for batch_size in (0, 1.0):
         with fails("batch_size must be an integer of at least 1"):
@@ -492,3 +489,70 @@ def test_a_quantized_model_is_refused_in_one_sentence():
     model.get_layer("head").quantize("int8")
     with pytest.raises(ValueError, match="'head' .* is quantized by Keras .int8."):
         tflite_export.convert(model)
+
+
+# ---- what store.py writes
+
+
+def operators(tflite):
+    model = flatbuffer.read(tflite)
+    return [[flatbuffer.operator(model, op) for op in graph.operators]
+            for graph in model.subgraphs]
+
+
+def test_an_embedding_is_stored_sparse_too():
+    tokens = keras.Input((6,), dtype="int32")
+    model = prune(keras.Model(tokens, layers.Dense(3)(layers.Embedding(200, 16)(tokens))), 0.9)
+    exported = tflite_export.convert(model)
+    assert {"DENSIFY", "GATHER"} < set(operators(exported.tflite)[0])
+    assert [c.value.shape for c in constants(exported.tflite) if c.is_sparse] == [(200, 16)]
+    ids = np.random.default_rng(0).integers(0, 200, (4, 6))
+    assert tflite_export.compare(model, exported.tflite, ids) < TOLERANCE
+
+
+def test_weights_inside_a_loop_are_stored_sparse():
+    """An LSTM that is not unrolled runs a subgraph for each time step."""
+    inputs = keras.Input((5, 16))
+    model = prune(keras.Model(inputs, layers.LSTM(32)(inputs)), 0.9)
+    exported = tflite_export.convert(model)
+    assert len(operators(exported.tflite)) > 1
+    assert exported.report.is_sparse and len(exported.tflite) < 0.6 * exported.report.bytes_dense
+    assert tflite_export.compare(model, exported.tflite, rows(5, 16)) < TOLERANCE
+
+
+def test_a_weight_that_two_layers_share_is_unpacked_once():
+    inputs = keras.Input((64,))
+    shared = layers.Dense(64, use_bias=False)
+    model = prune(keras.Model(inputs, shared(shared(inputs))), 0.9)
+    exported = tflite_export.convert(model)
+    assert operators(exported.tflite) == [["DENSIFY", "FULLY_CONNECTED", "FULLY_CONNECTED"]]
+    assert tflite_export.compare(model, exported.tflite, rows(64)) < TOLERANCE
+
+
+def test_files_of_others_are_refused_in_words():
+    with fails("Not a .tflite file: its bytes 4 to 8 are b'fox '"):
+        store.store_sparse(b"the fox jumps")
+    with fails("Not a .tflite file"):
+        constants(b"")
+
+
+def test_a_file_over_two_gigabytes_is_refused(pruned, monkeypatch):
+    monkeypatch.setattr(flatbuffer, "LIMIT", 1000)
+    with fails("cannot be larger than 2 GB"):
+        store.store_sparse(tflite_export.convert(pruned[0], sparse=False).tflite)
+
+
+def test_writing_what_was_read_changes_nothing_but_what_is_unused(pruned):
+    """Names, shapes and values of all constants, signatures and metadata."""
+    dense_file = tflite_export.convert(pruned[0], sparse=False).tflite
+    again = flatbuffer.write(flatbuffer.read(dense_file))
+    assert operators(again) == operators(dense_file)
+    before, after = ({c.name: c.value.tobytes() for c in constants(f)} for f in (dense_file, again))
+    assert after == before
+    models = [flatbuffer.read(f) for f in (dense_file, again)]
+    keys = [[s.signatureKey for s in m.signatureDefs] for m in models]
+    data = [{m.name: bytes(model.buffers[m.buffer].data) for m in model.metadata}
+            for model in models]
+    assert keys[0] == keys[1] and data[0] == data[1]
+    np.testing.assert_array_equal(
+        *(tflite_export.interpret(f, rows(64)) for f in (dense_file, again)))

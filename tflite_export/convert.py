@@ -1,9 +1,9 @@
 """A Keras model to the bytes of a .tflite file whose pruned weights are stored sparse.
 
-The encoding is written by TensorFlow's converter (its EXPERIMENTAL_SPARSITY option), which encodes
-every weight that has 30 % zeros or more, whatever that does to the size and, for some dtypes, to
-the result. So nothing it writes is believed: `convert` decodes every sparse weight and compares it
-bit by bit with the dense file's, runs both files, and compares the bytes.
+TensorFlow's converter writes the dense file; `store.py` encodes its weights. (The converter's own
+EXPERIMENTAL_SPARSITY option encodes whatever has 30 % zeros, larger or not, and for some dtypes
+wrongly.) What was written is not believed: `convert` reads every sparse weight back and compares it
+bit by bit with the dense file's, and runs both files.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import numpy as np
 from tflite_export import check
 from tflite_export.flatbuffer import constants
 from tflite_export.signature import Signature
+from tflite_export.store import store_sparse
 
 # Sparse against dense file, relative to the greatest output. Weights that are unpacked when the
 # file is loaded give the same bits; the kernel for 1x4 blocks of Dense adds up in another order.
@@ -118,9 +119,9 @@ def convert(model, *, sparse="auto", batch_size=1):
         model: a built `keras.Model` without layers of tf_sparsity (call `tf_sparsity.strip` first).
             Sequential, functional, or subclassed with one argument; any nesting of inputs and
             outputs.
-        sparse: "auto" stores the pruned weights sparse if that makes the file smaller and the
-            interpreter computes the same from it (up to the rounding of another order of
-            summation); True stores them sparse whatever the size; False stores all dense.
+        sparse: "auto" stores each weight sparse that becomes smaller by it; the file is checked
+            to be smaller, and to compute the same in the interpreter (up to the rounding of
+            another order of summation). False stores all dense.
         batch_size: the batch size that the file is made for, at least 1.
 
     Returns:
@@ -128,7 +129,7 @@ def convert(model, *, sparse="auto", batch_size=1):
 
     Raises:
         TypeError: not a Keras 3 model.
-        ValueError: a model that cannot be converted; with sparse=True, a sparse file that is wrong.
+        ValueError: a model that cannot be converted.
 
     Example:
         >>> import keras, numpy as np, tflite_export
@@ -138,8 +139,8 @@ def convert(model, *, sparse="auto", batch_size=1):
         >>> exported.report.is_sparse, len(exported.tflite) < 0.2 * exported.report.bytes_dense
         (True, True)
     """
-    if sparse != "auto" and not isinstance(sparse, bool):
-        raise ValueError(f"sparse must be 'auto', True or False; got {sparse!r}.")
+    if sparse != "auto" and sparse is not False:
+        raise ValueError(f"sparse must be 'auto' or False; got {sparse!r}.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
     signature = Signature(model, batch_size)
@@ -149,33 +150,22 @@ def convert(model, *, sparse="auto", batch_size=1):
             "convert tf_sparsity.strip(model) instead."
         )
     _refuse_other_precisions(model)
-    sparse_file = None
     with tempfile.TemporaryDirectory() as folder:
         _write_saved_model(model, signature, folder)
-        dense_file = _from_saved_model(folder, model, sparse=False)
-        if sparse:
-            sparse_file = _from_saved_model(folder, model, sparse=True)
+        dense_file = _from_saved_model(folder, model)
 
     inputs = _random_inputs(signature.inputs)
-    dense_outputs = check.run(dense_file, inputs)
     weights = [c for c in constants(dense_file) if c.value.ndim >= 2]
-    keep, reason, packed = False, "dense, as asked", []
+    sparse_file, keep, reason, packed = None, False, "dense, as asked", []
     if sparse:
+        sparse_file, count = store_sparse(dense_file)
         packed = [c for c in constants(sparse_file) if c.is_sparse]
-        wrong = _whats_wrong(sparse_file, packed, weights, inputs, dense_outputs)
-        smaller = len(sparse_file) < len(dense_file)
-        keep = not wrong and (smaller or sparse is True) and bool(packed)
-        if sparse is True and wrong:
-            raise ValueError(
-                f"Model {model.name!r} cannot be stored sparse: {wrong}; "
-                "use sparse='auto' or sparse=False."
-            )
+        wrong = count and _whats_wrong(sparse_file, packed, weights, inputs, dense_file)
+        keep = count > 0 and not wrong and len(sparse_file) < len(dense_file)
         if wrong:
             reason = f"dense, because {wrong}"
-        elif not packed:
-            reason = "dense, because no weight has enough zeros for the sparse encoding (30 %)"
         elif not keep:
-            reason = "dense, because the sparse file is not smaller"
+            reason = "dense, because no weight has enough zeros to be smaller with their places"
         else:
             reason = f"sparse, {len(sparse_file) / len(dense_file):.3f} of the dense file's bytes"
 
@@ -246,14 +236,11 @@ def _write_saved_model(model, signature, folder):
         ) from error
 
 
-def _from_saved_model(folder, model, sparse):
+def _from_saved_model(folder, model):
     import tensorflow as tf
 
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-    if sparse:
-        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     try:
-        return converter.convert()
+        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
     except Exception as error:
         raise ValueError(
             f"TensorFlow's converter cannot convert model {model.name!r}: {_converter_says(error)}"
@@ -271,15 +258,13 @@ def _converter_says(error):
     return f"{what} (save the model, and convert the file under KERAS_BACKEND=tensorflow)"
 
 
-def _whats_wrong(sparse_file, packed, weights, inputs, dense_outputs):
+def _whats_wrong(sparse_file, packed, weights, inputs, dense_file):
     """Why the sparse file must not be used, or None. Runs it last: a wrong one may crash."""
     known = {_identity(w.value) for w in weights}
     for constant in packed:
-        if constant.value.dtype != np.float32:
-            return f"the converter's encoding of {constant.value.dtype} weights is not reliable"
         if _identity(constant.value) not in known:
-            return f"the converter changed the values of {constant.name}"
-    outputs = check.run(sparse_file, inputs)
+            return f"the encoding changed the values of {constant.name}"
+    dense_outputs, outputs = check.run(dense_file, inputs), check.run(sparse_file, inputs)
     scale = max(
         np.abs(np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0)).max(initial=0.0)
         for v in dense_outputs.values()

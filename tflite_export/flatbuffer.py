@@ -1,17 +1,20 @@
-"""Reads the constants of a .tflite file, sparse ones decoded; no policy, NumPy only.
+"""Reads and writes .tflite files: the generated schema's objects, constants, operators.
 
-The sparse encoding (`SparsityParameters` of the TFLite schema) is a tree of levels: the dimensions
-of the tensor in `traversalOrder`, then those of the blocks if there are any. A level is DENSE
-(every index of 0..denseSize-1 is there) or SPARSE_CSR (`arraySegments[i]:arraySegments[i + 1]` are
-the places in `arrayIndices` of the children of node i). The leaves, in order, own the values.
+No policy here; what is stored how is decided in `store.py`.
 """
 
 from typing import NamedTuple
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-_DTYPES = {
+from tflite_export import encoding
+
+IDENTIFIER = b"TFL3"
+LIMIT = 2**31 - 1  # bytes: offsets inside the file are signed 32-bit integers
+
+DTYPES = {
     schema.TensorType.FLOAT32: np.float32,
     schema.TensorType.FLOAT16: np.float16,
     schema.TensorType.INT8: np.int8,
@@ -21,6 +24,8 @@ _DTYPES = {
     schema.TensorType.INT64: np.int64,
     schema.TensorType.BOOL: np.bool_,
 }
+_OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items()
+              if isinstance(code, int)}
 
 
 class Constant(NamedTuple):
@@ -32,56 +37,134 @@ class Constant(NamedTuple):
     bytes: int  # its values and, where it is sparse, its indices
 
 
+def read(tflite):
+    """The file's bytes as a schema.ModelT.
+
+    Raises:
+      ValueError: for what is no TFLite file, or one whose weights lie outside the flatbuffer.
+    """
+    if len(tflite) < 8 or bytes(tflite[4:8]) != IDENTIFIER:
+        raise ValueError(f"Not a .tflite file: its bytes 4 to 8 are {bytes(tflite[4:8])!r}, not "
+                         f"{IDENTIFIER!r}.")
+    model = schema.ModelT.InitFromPackedBuf(tflite, 0)
+    if any(getattr(buffer, "offset", 0) > 1 for buffer in model.buffers or []):
+        raise ValueError("The weights of this .tflite file lie behind its flatbuffer, as in files "
+                         "over 2 GB, which are not supported.")
+    return model
+
+
+def write(model):
+    """The bytes of a schema.ModelT, without tensors and buffers that nothing uses.
+
+    Raises:
+      ValueError: for more than 2 GB, which the format cannot address.
+    """
+    for index in range(len(model.subgraphs)):
+        _drop_unused_tensors(model, index)
+    _drop_unused_buffers(model)
+    size = sum(len(b.data) for b in model.buffers if b.data is not None)
+    if size > LIMIT:
+        raise ValueError(f"The constants take {size:,} bytes, and a .tflite file cannot be larger "
+                         "than 2 GB: quantize the model, or split it.")
+    builder = flatbuffers.Builder(size + 2**16)
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    return bytes(builder.Output())
+
+
 def constants(tflite):
     """The constant tensors of all subgraphs of `tflite` (bytes), in the file's order."""
-    model = schema.ModelT.InitFromPackedBuf(tflite, 0)
-    result = []
+    model, result = read(tflite), []
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            data = model.buffers[tensor.buffer].data
-            if data is None or len(data) == 0 or tensor.type not in _DTYPES:
+            value = constant(model, tensor)
+            if value is None:
                 continue
-            stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), _DTYPES[tensor.type])
-            shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
-            value = (
-                stored.reshape(shape)
-                if tensor.sparsity is None
-                else decode(stored, shape, tensor.sparsity)
-            )
-            size = stored.nbytes + (0 if tensor.sparsity is None else _index_bytes(tensor.sparsity))
-            result.append(Constant(tensor.name.decode(), value, tensor.sparsity is not None, size))
+            size = len(model.buffers[tensor.buffer].data)
+            size += 0 if tensor.sparsity is None else encoding.index_bytes(tensor.sparsity)
+            result.append(Constant(name(tensor), value, tensor.sparsity is not None, size))
     return result
 
 
-def decode(stored, shape, sparsity):
-    """The dense array of `shape` encoded by `stored` and `sparsity` (a SparsityParametersT)."""
-    rank = len(shape)
-    order = [int(d) for d in sparsity.traversalOrder]
-    blocked = [] if sparsity.blockMap is None else [int(d) for d in sparsity.blockMap]
-    index = {}  # dimension -> its coordinate at each node of the level
-    nodes = 1
-    for dimension, level in zip(order, sparsity.dimMetadata):
-        if level.format == schema.DimensionType.DENSE:
-            children = np.full(nodes, level.denseSize)
-            coordinate = np.tile(np.arange(level.denseSize), nodes)
-        else:
-            children = np.diff(np.asarray(level.arraySegments.values, np.int64))
-            coordinate = np.asarray(level.arrayIndices.values, np.int64)
-        index = {d: np.repeat(c, children) for d, c in index.items()}
-        index[dimension] = coordinate
-        nodes = len(coordinate)
-    for i, dimension in enumerate(blocked):  # block dimension rank + i subdivides this one
-        block = sparsity.dimMetadata[order.index(rank + i)].denseSize
-        index[dimension] = index[dimension] * block + index[rank + i]
-    dense = np.zeros(shape, stored.dtype)
-    dense[tuple(index[d] for d in range(rank))] = stored
-    return dense
+def constant(model, tensor):
+    """The dense value of a constant tensor; None for another, or a dtype that NumPy lacks."""
+    data = model.buffers[tensor.buffer].data
+    if data is None or len(data) == 0 or tensor.type not in DTYPES:
+        return None
+    stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), DTYPES[tensor.type])
+    shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
+    if tensor.sparsity is not None:
+        return encoding.decode(stored, tensor.sparsity, shape)
+    return stored.reshape(shape)
 
 
-def _index_bytes(sparsity):
-    levels = [level for level in sparsity.dimMetadata if level.format != schema.DimensionType.DENSE]
-    return sum(
-        np.asarray(v.values).nbytes
-        for level in levels
-        for v in (level.arraySegments, level.arrayIndices)
-    )
+def name(tensor):
+    """The tensor's name as text."""
+    return "" if tensor.name is None else bytes(tensor.name).decode("utf-8", "replace")
+
+
+def operator(model, op):
+    """"CONV_2D" and so on; a custom operator's own name."""
+    code = model.operatorCodes[op.opcodeIndex]
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)  # old files have the latter only
+    if builtin == schema.BuiltinOperator.CUSTOM:
+        return bytes(code.customCode or b"").decode("utf-8", "replace")
+    return _OPERATORS.get(builtin, f"operator {builtin}")
+
+
+def operator_code(model, builtin, version):
+    """The index of an operator's code, which is added if the model has none yet."""
+    for index, code in enumerate(model.operatorCodes):
+        if (max(code.builtinCode, code.deprecatedBuiltinCode) == builtin
+                and code.version == version and not code.customCode):
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.version = builtin, version
+    code.deprecatedBuiltinCode = min(builtin, 127)
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def add_constant(model, array):
+    """The index of a new buffer with the array's bytes."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def _drop_unused_tensors(model, index):
+    graph = model.subgraphs[index]
+    if any(t.quantization is not None and t.quantization.details is not None
+           for t in graph.tensors):
+        return  # blockwise quantization refers to tensors by number
+    signatures = [s for s in model.signatureDefs or [] if s.subgraphIndex == index]
+    named = [t for s in signatures for t in (s.inputs or []) + (s.outputs or [])]
+    lists = [(graph, "inputs"), (graph, "outputs")] + [
+        (op, field) for op in graph.operators or [] for field in ("inputs", "outputs",
+                                                                  "intermediates")]
+    used = {int(t) for owner, field in lists for t in _list(getattr(owner, field)) if t >= 0}
+    used |= {t.tensorIndex for t in named}
+    place = {old: new for new, old in enumerate(sorted(used))}
+    graph.tensors = [graph.tensors[old] for old in sorted(used)]
+    for owner, field in lists:
+        if getattr(owner, field) is not None:
+            setattr(owner, field, np.array([place[int(t)] if t >= 0 else -1
+                                            for t in getattr(owner, field)], np.int32))
+    for tensor in named:
+        tensor.tensorIndex = place[tensor.tensorIndex]
+
+
+def _drop_unused_buffers(model):
+    users = [t for graph in model.subgraphs for t in graph.tensors] + (model.metadata or [])
+    used = sorted({0} | {user.buffer for user in users}
+                  | {int(b) for b in _list(model.metadataBuffer)})
+    place = {old: new for new, old in enumerate(used)}
+    model.buffers = [model.buffers[old] for old in used]
+    for user in users:
+        user.buffer = place[user.buffer]
+    if model.metadataBuffer is not None:
+        model.metadataBuffer = np.array([place[int(b)] for b in model.metadataBuffer], np.int32)
+
+
+def _list(vector):
+    return [] if vector is None else vector
