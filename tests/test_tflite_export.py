@@ -531,7 +531,7 @@ def test_a_weight_that_two_layers_share_is_unpacked_once():
 
 def test_files_of_others_are_refused_in_words():
     with fails("Not a .tflite file: its bytes 4 to 8 are b'fox '"):
-        store.store_sparse(b"the fox jumps")
+        store.store(b"the fox jumps")
     with fails("Not a .tflite file"):
         constants(b"")
 
@@ -539,7 +539,7 @@ def test_files_of_others_are_refused_in_words():
 def test_a_file_over_two_gigabytes_is_refused(pruned, monkeypatch):
     monkeypatch.setattr(flatbuffer, "LIMIT", 1000)
     with fails("cannot be larger than 2 GB"):
-        store.store_sparse(tflite_export.convert(pruned[0], sparse=False).tflite)
+        store.store(tflite_export.convert(pruned[0], sparse=False).tflite)
 
 
 def test_writing_what_was_read_changes_nothing_but_what_is_unused(pruned):
@@ -556,3 +556,50 @@ def test_writing_what_was_read_changes_nothing_but_what_is_unused(pruned):
     assert keys[0] == keys[1] and data[0] == data[1]
     np.testing.assert_array_equal(
         *(tflite_export.interpret(f, rows(64)) for f in (dense_file, again)))
+
+
+# ---- int8 weights
+
+
+@pytest.mark.parametrize("build", [dense, conv, recurrent, attention], ids=lambda b: b.__name__)
+def test_int8_weights_are_rounded_to_the_nearest_and_smaller(build):
+    model, inputs = prune(build(), 0.9), INPUTS[build]()
+    plain = tflite_export.convert(model)
+    exported = tflite_export.convert(model, quantize="int8_weights")
+    assert len(exported.tflite) <= len(plain.tflite)
+    # zeros stay zeros, and every output is that of weights rounded by half a step at most
+    zeros = {t.name: t.sparsity for t in plain.report.tensors}
+    assert all(t.sparsity >= zeros[t.name] for t in exported.report.tensors)
+    outputs = keras.tree.flatten(tflite_export.interpret(exported.tflite, inputs))
+    twin = keras.tree.flatten(tflite_export.interpret(store.dense_twin(exported.tflite), inputs))
+    for a, b in zip(outputs, twin):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_int8_weights_by_hand():
+    weight = np.array([[0, 1, -127], [0, 0, 0], [0.5, 2, 0.003]], "float32")
+    values, scale = store.quantized(weight, channel=0)
+    assert scale.tolist() == [1, 1, np.float32(2) / np.float32(127)]
+    assert values.tolist() == [[0, 1, -127], [0, 0, 0], [32, 127, 0]]  # 31.75, and 0.19
+    np.testing.assert_array_equal(store.quantized(weight.T, channel=1)[0], values.T)
+
+
+def test_the_smallest_file_is_sparse_and_int8():
+    """90 % of 512 x 256: an index and a value take 2 bytes, of 4 in float32 dense."""
+    model = prune(keras.Sequential([keras.Input((256,)), layers.Dense(512, use_bias=False)]), 0.9)
+    sizes = {(quantize, sparse): len(tflite_export.convert(model, quantize=quantize,
+                                                           sparse=sparse).tflite)
+             for quantize in (None, "int8_weights") for sparse in ("auto", False)}
+    kept = 512 * 256 - round(0.9 * 512 * 256)
+    # and 24 bytes for the scale of an output, twice its 4 and its zero point's 8; 2 for its row
+    assert 2 * kept < sizes["int8_weights", "auto"] < 2 * kept + 26 * 512 + 4000
+    assert sizes["int8_weights", "auto"] < sizes[None, "auto"] < sizes["int8_weights", False]
+    assert sizes["int8_weights", False] < 0.35 * sizes[None, False]
+    report = tflite_export.convert(model, quantize="int8_weights").report
+    assert report.reason.startswith("sparse, int8, ") and report.tensors[0].dtype == "int8"
+    assert 0 < report.difference < 1  # from Keras: the rounding of the weights
+
+
+def test_a_wrong_quantize_is_refused():
+    with fails("None or 'int8_weights'; got 'int4'"):
+        tflite_export.convert(dense(), quantize="int4")

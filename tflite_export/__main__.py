@@ -1,4 +1,4 @@
-"""python -m tflite_export MODEL.keras -o MODEL.tflite [--overwrite] [--dense]
+"""python -m tflite_export MODEL.keras -o MODEL.tflite [--quantize int8_weights] [--dense] [--overwrite]
 
 Converts a saved Keras model and prints the sizes. Layers of tf_sparsity are stripped first.
 """
@@ -19,6 +19,10 @@ def main(argv=None):
     parser.add_argument("-o", "--output", metavar="MODEL.tflite", required=True)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the output file if it is there"
+    )
+    parser.add_argument(
+        "--quantize", choices=["int8_weights"],
+        help="store the weights as int8, with a scale for each output channel"
     )
     parser.add_argument("--dense", action="store_true", help="store no weight sparse")
     arguments = parser.parse_args(argv)
@@ -51,7 +55,8 @@ def _convert_file(arguments):
     if sparse_layers(model):
         model = tf_sparsity.strip(model)
     with quiet():
-        exported = convert(model, sparse=False if arguments.dense else "auto")
+        sparse = False if arguments.dense else "auto"
+        exported = convert(model, quantize=arguments.quantize, sparse=sparse)
     exported.save(arguments.output, overwrite=arguments.overwrite)
     return exported.report
 

@@ -18,9 +18,9 @@ import numpy as np
 from tflite_export import check
 from tflite_export.flatbuffer import constants
 from tflite_export.signature import Signature
-from tflite_export.store import store_sparse
+from tflite_export.store import dense_twin, store
 
-# Sparse against dense file, relative to the greatest output. Weights that are unpacked when the
+# A file against its dense twin, relative to the greatest output. Weights that are unpacked when the
 # file is loaded give the same bits; the kernel for 1x4 blocks of Dense adds up in another order.
 _ROUNDING = 1e-5
 
@@ -30,6 +30,7 @@ class TensorReport(NamedTuple):
 
     name: str  # as TensorFlow's converter names it
     shape: tuple  # in TFLite's layout, for instance (units, inputs) for Dense
+    dtype: str  # that it is stored in
     sparsity: float  # fraction of zeros, in [0, 1]
     stored_sparse: bool
     bytes: int  # values, and indices where it is stored sparse
@@ -41,7 +42,7 @@ class Report(NamedTuple):
     is_sparse: bool  # whether `Exported.tflite` is the sparse file
     reason: str  # why, in one sentence
     bytes_dense: int
-    bytes_sparse: int | None  # None: no sparse file was asked for
+    bytes_sparse: int | None  # of the file with sparse or int8 weights; None: neither was asked for
     zipped_dense: int
     zipped_sparse: int | None
     difference: float  # greatest |interpreter - Keras| over all outputs, on random inputs
@@ -62,11 +63,12 @@ class Report(NamedTuple):
         lines.append(f"kept: {self.reason}")
         lines.append(f"greatest output difference from Keras: {self.difference:.1e}")
         width = max([len("weight"), *(len(t.name) for t in self.tensors)])
-        lines.append(f"{'weight':{width}}  {'shape':>18}  sparsity  stored       bytes")
+        lines.append(f"{'weight':{width}}  {'shape':>18}  sparsity  stored  dtype         bytes")
         for t in self.tensors:
             stored = "sparse" if t.stored_sparse else "dense"
             lines.append(
-                f"{t.name:{width}}  {str(t.shape):>18}  {t.sparsity:8.4f}  {stored:6}{t.bytes:12,}"
+                f"{t.name:{width}}  {str(t.shape):>18}  {t.sparsity:8.4f}  {stored:6}  {t.dtype:7}"
+                f"{t.bytes:12,}"
             )
         return "\n".join(lines)
 
@@ -112,13 +114,16 @@ def refuse_overwrite(path, overwrite=False):
         )
 
 
-def convert(model, *, sparse="auto", batch_size=1):
+def convert(model, *, quantize=None, sparse="auto", batch_size=1):
     """Converts a plain float32 Keras model to a .tflite file with its pruned weights stored sparse.
 
     Args:
         model: a built `keras.Model` without layers of tf_sparsity (call `tf_sparsity.strip` first).
             Sequential, functional, or subclassed with one argument; any nesting of inputs and
             outputs.
+        quantize: None, or "int8_weights": the weights are stored as int8 with a scale for each
+            output channel, and unpacked when the file is loaded; it computes in float32. A quarter
+            of the bytes, for a rounding of the weights by at most 1/254 of a channel's greatest.
         sparse: "auto" stores each weight sparse that becomes smaller by it; the file is checked
             to be smaller, and to compute the same in the interpreter (up to the rounding of
             another order of summation). False stores all dense.
@@ -139,6 +144,8 @@ def convert(model, *, sparse="auto", batch_size=1):
         >>> exported.report.is_sparse, len(exported.tflite) < 0.2 * exported.report.bytes_dense
         (True, True)
     """
+    if quantize not in (None, "int8_weights"):
+        raise ValueError(f"quantize must be None or 'int8_weights'; got {quantize!r}.")
     if sparse != "auto" and sparse is not False:
         raise ValueError(f"sparse must be 'auto' or False; got {sparse!r}.")
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -156,20 +163,23 @@ def convert(model, *, sparse="auto", batch_size=1):
 
     inputs = _random_inputs(signature.inputs)
     weights = [c for c in constants(dense_file) if c.value.ndim >= 2]
-    sparse_file, keep, reason, packed = None, False, "dense, as asked", []
-    if sparse:
-        sparse_file, count = store_sparse(dense_file)
-        packed = [c for c in constants(sparse_file) if c.is_sparse]
-        wrong = count and _whats_wrong(sparse_file, packed, weights, inputs, dense_file)
-        keep = count > 0 and not wrong and len(sparse_file) < len(dense_file)
-        if wrong:
-            reason = f"dense, because {wrong}"
-        elif not keep:
-            reason = "dense, because no weight has enough zeros to be smaller with their places"
-        else:
-            reason = f"sparse, {len(sparse_file) / len(dense_file):.3f} of the dense file's bytes"
+    int8 = quantize is not None
+    stored, count = store(dense_file, sparse=sparse == "auto", int8=int8)
+    wrong = _whats_wrong(stored, weights, inputs) if stored is not dense_file else None
+    kept_file = dense_file if wrong or len(stored) >= len(dense_file) else stored
+    keep = kept_file is stored and count > 0
+    kind = f"{'sparse' if keep else 'dense'}{', int8' if int8 and kept_file is stored else ''}"
+    if wrong:
+        reason = f"dense, because {wrong}"
+    elif sparse is False:
+        reason = f"{kind}, as asked"
+    elif not keep:
+        reason = f"{kind}, because no weight has enough zeros to be smaller with their places"
+    else:
+        reason = f"{kind}, {len(stored) / len(dense_file):.3f} of the dense float32 file's bytes"
 
-    kept_file = sparse_file if keep else dense_file
+    sparse_file = stored if sparse or int8 else None
+    packed = constants(kept_file)
     report = Report(
         is_sparse=keep,
         reason=reason,
@@ -178,7 +188,7 @@ def convert(model, *, sparse="auto", batch_size=1):
         zipped_dense=len(zlib.compress(dense_file, 9)),
         zipped_sparse=None if sparse_file is None else len(zlib.compress(sparse_file, 9)),
         difference=check.difference(check.run_keras(model, inputs), check.run(kept_file, inputs)),
-        tensors=_tensor_reports(weights, packed if keep else []),
+        tensors=_tensor_reports(weights, packed),
     )
     return Exported(kept_file, report)
 
@@ -258,35 +268,44 @@ def _converter_says(error):
     return f"{what} (save the model, and convert the file under KERAS_BACKEND=tensorflow)"
 
 
-def _whats_wrong(sparse_file, packed, weights, inputs, dense_file):
-    """Why the sparse file must not be used, or None. Runs it last: a wrong one may crash."""
-    known = {_identity(w.value) for w in weights}
-    for constant in packed:
-        if _identity(constant.value) not in known:
-            return f"the encoding changed the values of {constant.name}"
-    dense_outputs, outputs = check.run(dense_file, inputs), check.run(sparse_file, inputs)
+def _whats_wrong(stored_file, weights, inputs):
+    """Why the file must not be used, or None. Runs it last: a wrong one may crash."""
+    read_back = {(c.name, c.value.shape): c for c in constants(stored_file)}
+    for weight in weights:
+        constant = read_back.get((weight.name, weight.value.shape))
+        if constant is None:
+            return f"{weight.name} is not in the file"
+        if constant.scale is None:
+            right = _identity(constant.value) == _identity(weight.value)
+        else:  # rounded to the nearest
+            apart = np.abs(constant.value * constant.scale - weight.value)
+            right = bool((apart <= constant.scale * np.float32(0.501)).all())
+        if not right:
+            return f"the encoding changed the values of {weight.name}"
+    expected, outputs = check.run(dense_twin(stored_file), inputs), check.run(stored_file, inputs)
     scale = max(
         np.abs(np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0)).max(initial=0.0)
-        for v in dense_outputs.values()
+        for v in expected.values()
     )
-    apart = check.difference(dense_outputs, outputs)
+    apart = check.difference(expected, outputs)
     if not apart <= _ROUNDING * scale:  # also where it is NaN
         return f"the interpreter's outputs from the sparse file differ by {apart:.1e}"
     return None
 
 
-def _tensor_reports(weights, packed):
-    stored = {_identity(c.value): c.bytes for c in packed}
+def _tensor_reports(weights, stored):
+    stored = {(c.name, c.value.shape): c for c in stored}
     reports = []
     for weight in weights:
-        identity = _identity(weight.value)
+        constant = stored[weight.name, weight.value.shape]
         reports.append(
             TensorReport(
                 name=weight.name,
                 shape=weight.value.shape,
-                sparsity=float(np.mean(weight.value == 0)),
-                stored_sparse=identity in stored,
-                bytes=stored.get(identity, weight.bytes),
+                dtype=constant.value.dtype.name,
+                sparsity=float(np.mean(constant.value == 0)),
+                stored_sparse=constant.is_sparse,
+                bytes=constant.bytes,
             )
         )
     return tuple(reports)

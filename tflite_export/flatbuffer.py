@@ -35,6 +35,7 @@ class Constant(NamedTuple):
     value: np.ndarray  # dense, as a kernel sees it
     is_sparse: bool  # stored with a sparse encoding
     bytes: int  # its values and, where it is sparse, its indices
+    scale: np.ndarray | None  # of an int8 weight, broadcastable: it stands for value * scale
 
 
 def read(tflite):
@@ -81,7 +82,8 @@ def constants(tflite):
                 continue
             size = len(model.buffers[tensor.buffer].data)
             size += 0 if tensor.sparsity is None else encoding.index_bytes(tensor.sparsity)
-            result.append(Constant(name(tensor), value, tensor.sparsity is not None, size))
+            result.append(Constant(name(tensor), value, tensor.sparsity is not None, size,
+                                   _scale(tensor, value)))
     return result
 
 
@@ -95,6 +97,17 @@ def constant(model, tensor):
     if tensor.sparsity is not None:
         return encoding.decode(stored, tensor.sparsity, shape)
     return stored.reshape(shape)
+
+
+def _scale(tensor, value):
+    scale = None if tensor.quantization is None else tensor.quantization.scale
+    if scale is None or len(scale) == 0 or value.ndim == 0:
+        return None
+    if len(scale) == 1:
+        return np.float32(scale[0])
+    shape = [1] * value.ndim
+    shape[tensor.quantization.quantizedDimension] = len(scale)
+    return np.asarray(scale, np.float32).reshape(shape)
 
 
 def name(tensor):
