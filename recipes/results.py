@@ -19,7 +19,8 @@ import keras
 
 FOLDER = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
-RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist")  # that have a table
+# Those that have a table.
+RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist")
 PACKAGES = ("tf_sparsity", "keras", "tensorflow", "jax", "numpy")
 LOCAL = ("--data-dir", "--out")  # where things lie on a machine is no setting
 

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from recipes import data, l0_mnist, lenet, matched_mnist, results, variational_dropout_mnist
+from recipes import (data, l0_mnist, lenet, matched_mnist, results, tickets_mnist,
+                     variational_dropout_mnist)
 
 RECIPES = {module.RECIPE: module
-           for module in (variational_dropout_mnist, l0_mnist, matched_mnist)}
+           for module in (variational_dropout_mnist, l0_mnist, matched_mnist, tickets_mnist)}
 
 
 def smoke(recipe, folder, *arguments):
@@ -55,6 +56,20 @@ def test_smoke_run_of_the_matched_comparison(tmp_path, reach):
         for name in set(cases) - {"dense"}:
             assert cases[name]["sparsity"] == pytest.approx(0.9, abs=1e-4), name
     assert "±" not in matched_mnist.table([result])
+
+
+@pytest.mark.slow
+def test_smoke_run_of_the_tickets(tmp_path):
+    result = smoke("tickets_mnist", tmp_path)
+    assert (tmp_path / "tickets_mnist.png").stat().st_size > 10_000
+    cases = {(case["method"], case["setting"]): case for case in result["cases"]}
+    # of 266,200 weights a fifth, 53,240, go in round 1, and of 212,960 left 42,592 in round 2
+    zeros = {setting: sum(kernel["zeros"] for kernel in case["kernels"])
+             for (_, setting), case in cases.items()}
+    assert zeros == {"": 0, "round 1": 53_240, "round 2": 95_832, "0.8": 212_960,
+                     "s0 = 0.02": zeros["s0 = 0.02"]}
+    assert [case["trainings"] for case in cases.values()] == [1, 2, 3, 3, 1]
+    assert "±" not in tickets_mnist.table([result])
 
 
 def test_readme_shows_the_results():
