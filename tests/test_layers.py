@@ -647,3 +647,20 @@ def test_kernels_are_named_by_role():
     assert found["multi_head_attention/attention_output/kernel"] == ("in:head", "in", "out")
     assert found["embedding/embeddings"] == ("vocab", "out")
     assert found["bidirectional/forward_lstm/recurrent_kernel"] == ("in", "out")
+
+
+# ---- looking inside
+
+
+def test_inspect_gives_the_arrays_of_a_kernel():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, use_bias=False, name="dense")])
+    model.get_layer("dense").kernel.assign(np.full((4, 3), 0.5))
+    model = ts.sparsify(model, ts.VariationalDropout(10, scale=2.0, threshold=1.0))
+    now = model.get_layer("dense").inspect("kernel")
+    assert set(now) == {"theta", "weight", "log_sigma2", "coefficient", "penalty", "threshold",
+                        "log_alpha"}
+    np.testing.assert_array_equal(now["theta"], now["weight"])
+    np.testing.assert_allclose(now["log_alpha"], np.full((4, 3), -10 + 2 * np.log(2)), rtol=1e-6)
+    assert now["coefficient"] == np.float32(0.2) and now["threshold"] == 1.0
+    with pytest.raises(ValueError, match="no method for a kernel 'bias'; it has for .'kernel'.*"):
+        model.get_layer("dense").inspect("bias")

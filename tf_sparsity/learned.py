@@ -187,7 +187,8 @@ class LearnedMethod(Method):
 
     def watch(self, theta, state):
         """What TensorBoard shows: scalars, and histograms of the others."""
-        return {"coefficient": self.coefficient(state), "penalty": self.penalty(theta, state)}
+        return {"coefficient": self.coefficient(state), "penalty": self.penalty(theta, state),
+                "threshold": self.boundary}
 
     def learned_config(self):
         """The arguments that all learned methods have."""

@@ -23,8 +23,8 @@ class SparsityTensorBoard(keras.callbacks.Callback):
       were last logged (1 where both are empty), and `mask_change/<path>`: 1 - IoU. From the
       second time on;
     - `state/<path>/<name>`: annealed numbers, such as a method's `beta`, and what a learned
-      method watches: `penalty` and its `coefficient`, `expected_l0` (L0: the share of gates that
-      is open), `transition_fraction` (continuous sparsification: the share of |beta s| < 4);
+      method watches: `penalty`, its `coefficient`, the `threshold` that prunes, `expected_l0` (L0:
+      the share of gates that is open), `transition_fraction` (continuous sparsification: the share of |beta s| < 4);
     - `learned/<path>/<name>`: histogram of `log_alpha` or `s`;
     - `natural/global`: the sparsity without the rank that `target_sparsity` asks for;
     - `weights/<path>`: histogram of the kept weights;

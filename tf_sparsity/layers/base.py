@@ -162,6 +162,35 @@ class SparseLayer:
                               dict(self.state[name])))
                 for name, method in self.methods.items()]
 
+    def inspect(self, name="kernel"):
+        """What a kernel's method works with now, as NumPy arrays.
+
+        `theta`, `weight` (of evaluation), the arrays of its state, and of a learned method the
+        `penalty`, its `coefficient`, what the method learns (`log_alpha` or `s`) and the
+        `threshold` at which that prunes.
+
+        Args:
+          name: the kernel, as in `KERNELS`.
+
+        Example:
+
+        ```python
+        import keras
+        import tf_sparsity as ts
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        model = ts.sparsify(model, ts.L0Regularization(num_samples=100, group="in"))
+        now = model.layers[0].inspect("kernel")
+        assert now["log_alpha"].shape == (8, 1) and round(float(now["threshold"]), 3) == -2.398
+        ```
+        """
+        if name not in self.methods:
+            raise ValueError(f"Layer '{self.name}' has no method for a kernel {name!r}; it has for "
+                             f"{sorted(self.methods)}.")
+        method, state, theta = self.methods[name], self.state[name], self._theta_tensor(name)
+        now = {"theta": theta, "weight": self.effective(name), **state,
+               **method.watch(theta, state)}
+        return {key: ops.convert_to_numpy(ops.convert_to_tensor(v)) for key, v in now.items()}
+
     def read_clock(self):
         """(step, updated): optimizer updates so far, and the last step whose updates ran."""
         step, updated = ops.convert_to_numpy(self.clock)

@@ -122,7 +122,8 @@ class VariationalDropout(LearnedMethod):
         return mean + ops.cast(ops.sqrt(variance + EPSILON) * noise, mean.dtype)
 
     def watch(self, theta, state):
-        return {**super().watch(theta, state), "log_alpha": self.log_alpha(theta, state)}
+        return {**super().watch(theta, state), "threshold": self.threshold,
+                "log_alpha": self.log_alpha(theta, state)}
 
     def get_config(self):
         return {"num_samples": self.num_samples, "scale": self.scale, "threshold": self.threshold,
