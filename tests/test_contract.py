@@ -45,6 +45,7 @@ METHODS = {
         lambda final=0.75: ts.RandomPruning(cubic(final), seed=3),
         lambda: ts.RandomPruning(ts.PolynomialDecay(0.1, 0.4, 3, 9, 2.0, 4), distribution="erk",
                                  pattern="channel", seed=5, min_keep=0)),
+    "FixedMask": (lambda final=None: ts.FixedMask(), lambda: ts.FixedMask()),
     "ContinuousSparsification": (
         lambda final=None: ts.ContinuousSparsification(END, s0=0.01, scale=1e-3),
         lambda: ts.ContinuousSparsification(50, final_beta=100.0, s0=-0.1, scale=0.5, rescale=True,
