@@ -2,7 +2,8 @@
 
 Trains each method to 90 and 98 % zeros, from the same initial weights and for as many epochs, and
 compares test accuracy, training time and the sparsity of each layer. The learned methods are told
-the sparsity (`target_sparsity=`). One run of this program is one seed.
+the sparsity (`target_sparsity=`). With `--reach rank` one training of theirs serves both, because
+it does not see what is asked for. One run of this program is one seed.
 """
 
 import statistics
@@ -19,12 +20,17 @@ RECIPE = "matched_mnist"
 # No paper compares these on this network. The settings are those of the other recipes where there
 # is one, and the same for all methods otherwise; none was searched for.
 BATCH = 100
-EPOCHS = 30
-RATE = 1e-3  # of Adam; falls to 0 linearly over the run
+EPOCHS = 10
+RATE = 2e-3  # of Adam; falls to 0 linearly over the run
 SPARSITIES = (0.9, 0.98)
 PRUNING = (0.1, 0.7)  # of the run: magnitude pruning begins and ends
 WARM_UP = 0.2  # of the run: the penalties of variational dropout and L0 rise to their full size
 FREQUENCY = 100  # steps between two updates
+ANNEALING = 0.9  # of the run: continuous sparsification's mask becomes a step
+S0 = 0.05
+CS_SCALE = 1e-5
+L0_SCALE = 1.0
+L0_INITIAL_KEEP = 0.5  # as the authors; from 0.9 few gates can close in so short a run
 
 SMOKE_EPOCHS = 2
 SMOKE_SPARSITIES = (0.9,)
@@ -39,14 +45,15 @@ def methods(sparsity, reach, num_samples, steps):
     return {
         "magnitude pruning": ts.MagnitudePruning(schedule, distribution="global"),
         "variational dropout": ts.VariationalDropout(num_samples, ramp=ramp, **asked),
-        "L0": ts.L0Regularization(num_samples, ramp=ramp, **asked),
+        "L0": ts.L0Regularization(num_samples, ramp=ramp, scale=L0_SCALE,
+                                  initial_keep=L0_INITIAL_KEEP, **asked),
         "continuous sparsification": ts.ContinuousSparsification(
-            round(0.9 * steps), s0=0.05, **asked),
+            round(ANNEALING * steps), s0=S0, scale=CS_SCALE, **asked),
     }
 
 
 def fit(method, train, test, epochs, seed):
-    """One training; returns the figures of it. `method` None trains the dense network."""
+    """One training: the model, its seconds and history. Method None trains the dense network."""
     keras.utils.set_random_seed(seed)
     model = lenet.lenet300()
     callbacks = []
@@ -57,17 +64,50 @@ def fit(method, train, test, epochs, seed):
     history = lenet.train(
         model, train, test, epochs=epochs, batch=BATCH, optimizer=keras.optimizers.Adam(RATE),
         rate=lambda epoch: RATE * (1 - epoch / epochs), callbacks=callbacks)
-    seconds = time.monotonic() - started
+    return model, {"seconds": round(time.monotonic() - started, 1), "history": history}
+
+
+def asked_anew(model, method):
+    """A copy of a trained model whose method asks for another sparsity, reached by rank."""
+    copy = ts.sparsify(lenet.lenet300(), method)
+    for new, old in zip(copy.weights, model.weights, strict=True):
+        if new.name != "sparsity_clock":  # so that the ranking is due
+            new.assign(old)
+    ts.update(copy)
+    return copy
+
+
+def figures(model, test):
     report = ts.report(model)
     return {"accuracy": 1 - lenet.error(model, test), "sparsity": report.sparsity,
-            "natural": report.natural, "kernels": results.kernels(report),
-            "seconds": round(seconds, 1), "history": history}
+            "natural": report.natural, "kernels": results.kernels(report)}
+
+
+def cases(sparsities, reach, train, test, epochs, seed):
+    """One dict for each method and sparsity, and the seconds of all trainings."""
+    steps = epochs * -(-len(train[0]) // BATCH)
+    model, training = fit(None, train, test, epochs, seed)
+    found, seconds = [{"method": "dense", "asked": 0.0, **figures(model, test), **training}], 0.0
+    for label in methods(sparsities[0], reach, len(train[0]), steps):
+        trained = None
+        for sparsity in sparsities:
+            method = methods(sparsity, reach, len(train[0]), steps)[label]
+            print(f"{label}, {sparsity:g}", flush=True)
+            if trained is None or reach != "rank" or label == "magnitude pruning":
+                trained, training = fit(method, train, test, epochs, seed)
+                seconds += training["seconds"]
+                model = trained
+            else:
+                model = asked_anew(trained, method)
+            found.append({"method": label, "asked": sparsity, **figures(model, test), **training})
+    return {"cases": found, "seconds": round(found[0]["seconds"] + seconds, 1)}
 
 
 def settings(epochs, reach):
     return {"model": "lenet300", "batch": BATCH, "epochs": epochs, "optimizer": "Adam",
             "rate": RATE, "reach": reach, "pruning": list(PRUNING), "warm_up": WARM_UP,
-            "frequency": FREQUENCY}
+            "frequency": FREQUENCY, "annealing": ANNEALING, "s0": S0, "cs_scale": CS_SCALE,
+            "l0_scale": L0_SCALE, "l0_initial_keep": L0_INITIAL_KEEP}
 
 
 def table(runs):
@@ -104,21 +144,14 @@ def differences(result):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = results.parser(RECIPE, __doc__, EPOCHS)
-    parser.add_argument("--reach", choices=("rank", "controller"), default="controller",
+    parser.add_argument("--reach", choices=("rank", "controller"), default="rank",
                         help="how the learned methods meet the sparsity")
     args = parser.parse_args(argv)
     train, test, name = data.load(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
-    steps = epochs * -(-len(train[0]) // BATCH)
     result = results.common(RECIPE, argv, name, args.seed, settings(epochs, args.reach))
-    result["cases"] = [{"method": "dense", "asked": 0.0, **fit(None, train, test, epochs,
-                                                              args.seed)}]
-    for sparsity in SMOKE_SPARSITIES if args.smoke else SPARSITIES:
-        for label, method in methods(sparsity, args.reach, len(train[0]), steps).items():
-            print(f"{label}, {sparsity:g}", flush=True)
-            result["cases"].append({"method": label, "asked": sparsity,
-                                    **fit(method, train, test, epochs, args.seed)})
-    result["seconds"] = round(sum(case["seconds"] for case in result["cases"]), 1)
+    result |= cases(SMOKE_SPARSITIES if args.smoke else SPARSITIES, args.reach, train, test,
+                    epochs, args.seed)
     results.finish(result, args, f"{RECIPE}_{args.reach}_{epochs}epochs", differences)
     return 0
 
