@@ -281,7 +281,6 @@ class _Trainer:
         self.user_compile, self.args = compile, args
         self.kwargs = {k: v for k, v in kwargs.items() if k != "callbacks"}
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self.used = []  # optimizers
         self.rate = None
 
     def compile(self, model):
@@ -290,7 +289,7 @@ class _Trainer:
             raise ValueError("compile must call compile on the model that it is given: "
                              "def compile(model): model.compile(keras.optimizers.SGD(0.1), ...)")
         optimizer = innermost(model.optimizer)
-        if optimizer.built or any(optimizer is used for used in self.used):
+        if optimizer.built:
             raise ValueError(
                 "compile must make a new optimizer each time that it is called, this one has been "
                 f"used before: {optimizer!r}. Put keras.optimizers.{type(optimizer).__name__}(...) "
@@ -298,7 +297,6 @@ class _Trainer:
         if find_sparse_optimizer(model) is not None:
             raise ValueError("The search has masks of its own: compile with the inner optimizer, "
                              "without ts.SparseOptimizer.")
-        self.used.append(optimizer)
         rate = optimizer.learning_rate
         self.rate = float(ops.convert_to_numpy(rate)) if isinstance(rate, keras.Variable) else None
 
