@@ -173,7 +173,11 @@ def plot(runs, path):
     ((_, dense, _),) = curves["dense"]
     axes.axhline(dense, color="grey", linewidth=1, linestyle="--", label="dense")
     axes.set(xscale="log", xlabel="weights left, %", ylabel="test accuracy, %",
-             title=f"LeNet-300-100 on {runs[0]['data']}, seeds {results.seeds(runs)}")
+             title=f"LeNet-300-100 on {runs[0]['data']}, seeds: {results.seeds(runs)}")
+    low = min(left for curve in curves.values() for left, _, _ in curve)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if tick > low / 2]
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.legend()
     figure.savefig(path, dpi=120)
 
