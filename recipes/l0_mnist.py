@@ -129,6 +129,7 @@ def differences(result):
         yield (f"units left: {result['architecture']} (published: {left}), error "
                f"{100 * result['error']:.2f} % (published: {100 * error:.1f} %)")
     yield WHY
+    yield from results.shortened(result, EPOCHS)
 
 
 WHY = (

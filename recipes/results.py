@@ -82,6 +82,13 @@ def write(result, folder, name):
     return path
 
 
+def shortened(result, epochs):
+    """A sentence for a run that was shorter than the published one."""
+    had = result["settings"]["epochs"]
+    if had < epochs:
+        yield f"This run had {had} epochs, and a schedule for them; the published one had {epochs}."
+
+
 def finish(result, args, stem, differences):
     """Writes the result of a run that was not a trial, and prints what is to be said of it."""
     if args.out is not None or not args.smoke:

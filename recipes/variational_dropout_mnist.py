@@ -133,6 +133,7 @@ def differences(result):
                    f"({source}: {100 * error:.2f} %), compression {ours['compression']:.0f}x "
                    f"({source}: {compression:.0f}x)")
     yield WHY
+    yield from results.shortened(result, EPOCHS)
 
 
 WHY = (
