@@ -1,4 +1,4 @@
-"""python -m tflite_export MODEL.keras -o MODEL.tflite [--quantize int8_weights] [--dense] [--overwrite]
+"""python -m tflite_export MODEL.keras -o OUT.tflite [--quantize int8_weights] [--dense] [--overwrite]
 
 Converts a saved Keras model and prints the sizes. Layers of tf_sparsity are stripped first.
 """

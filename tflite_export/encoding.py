@@ -9,6 +9,7 @@ What is written here has one SPARSE_CSR level, along one dimension of the tensor
 generated schema only; what a runtime makes of an encoding is known to `kernels.py`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ INDEX_TYPES = (  # the smallest that holds the greatest index is taken
     (np.uint16, schema.SparseIndexVector.Uint16Vector, schema.Uint16VectorT),
     (np.int32, schema.SparseIndexVector.Int32Vector, schema.Int32VectorT),
 )
+LIMIT = 2**31 - 1  # bytes of a tensor
 
 
 class Encoded(NamedTuple):
@@ -121,13 +123,20 @@ def decode(values, sparsity, shape):
             and all(0 <= d < rank for d in blocked),
             f"traversal order {order} with block map {blocked} does not fit shape {tuple(shape)}")
     sizes = {rank + i: _block_size(levels[order.index(rank + i)]) for i in range(len(blocked))}
-    sizes.update({d: size // int(np.prod([sizes[rank + i] for i, b in enumerate(blocked)
-                                          if b == d])) for d, size in enumerate(shape)})
+    sizes.update({d: size // math.prod(sizes[rank + i] for i, b in enumerate(blocked) if b == d)
+                  for d, size in enumerate(shape)})
+    size = math.prod(shape) * values.itemsize
+    _expect(size <= LIMIT, f"it would take {size:,} bytes unpacked, more than 2 GB")
+    # Every node of a level has a segment of the next one, or is a value: more cannot be right.
+    most = max([len(values), *(len(_vector(level.arraySegments)) for level in levels
+                               if level.format != schema.DimensionType.DENSE)])
     index, nodes = {}, 1  # dimension -> its coordinate at each node of the level
     for dimension, level in zip(order, levels):
         if level.format == schema.DimensionType.DENSE:
-            _expect(level.denseSize == sizes[dimension] and nodes * level.denseSize <= 2**31,
+            _expect(level.denseSize == sizes[dimension],
                     f"dimension {dimension} has {level.denseSize} entries, not {sizes[dimension]}")
+            _expect(nodes * level.denseSize <= most, f"there are {most} values and segments for "
+                    f"{nodes * level.denseSize} places")
             children = np.full(nodes, level.denseSize)
             coordinate = np.tile(np.arange(level.denseSize), nodes)
         else:

@@ -3,16 +3,17 @@
 No policy here; what is stored how is decided in `store.py`.
 """
 
+import math
 from typing import NamedTuple
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export import encoding
+from tflite_export import encoding, wellformed
 
-IDENTIFIER = b"TFL3"
 LIMIT = 2**31 - 1  # bytes: offsets inside the file are signed 32-bit integers
+MAX_RANK = 8  # of LiteRT's operators
 
 DTYPES = {
     schema.TensorType.FLOAT32: np.float32,
@@ -44,14 +45,49 @@ def read(tflite):
     Raises:
       ValueError: for what is no TFLite file, or one whose weights lie outside the flatbuffer.
     """
-    if len(tflite) < 8 or bytes(tflite[4:8]) != IDENTIFIER:
-        raise ValueError(f"Not a .tflite file: its bytes 4 to 8 are {bytes(tflite[4:8])!r}, not "
-                         f"{IDENTIFIER!r}.")
-    model = schema.ModelT.InitFromPackedBuf(tflite, 0)
+    wellformed.check(tflite)
+    try:
+        model = schema.ModelT.InitFromPackedBuf(tflite, 0)
+    except Exception as error:  # the options of an operator: whatever the schema's code raises
+        raise ValueError(f"The .tflite file is damaged: {error}.") from None
+    _check_numbers(model)
     if any(getattr(buffer, "offset", 0) > 1 for buffer in model.buffers or []):
         raise ValueError("The weights of this .tflite file lie behind its flatbuffer, as in files "
                          "over 2 GB, which are not supported.")
     return model
+
+
+def _check_numbers(model):
+    """Raises ValueError where something is referred to by a number that does not exist."""
+    def check(what, numbers, count, least=0):
+        for number in _list(numbers):
+            if not least <= number < count:
+                raise ValueError(f"The .tflite file is damaged: {what} {number} is used, and there "
+                                 f"are {count}.")
+
+    if not model.subgraphs or not model.buffers:
+        raise ValueError("The .tflite file has no graph or no buffers.")
+    for field in ("operatorCodes", "subgraphs", "buffers", "metadata", "signatureDefs"):
+        setattr(model, field, _list(getattr(model, field)))
+    buffers = len(model.buffers)
+    check("buffer", model.metadataBuffer, buffers)
+    check("buffer", [m.buffer for m in model.metadata], buffers)
+    for graph in model.subgraphs:
+        for field in ("tensors", "operators", "inputs", "outputs"):
+            setattr(graph, field, _list(getattr(graph, field)))
+        tensors = len(graph.tensors)
+        check("buffer", [t.buffer for t in graph.tensors], buffers)
+        check("tensor", [*graph.inputs, *graph.outputs], tensors)
+        check("operator", [op.opcodeIndex for op in graph.operators], len(model.operatorCodes))
+        for op in graph.operators:
+            op.inputs, op.outputs = _list(op.inputs), _list(op.outputs)
+            check("tensor", op.inputs, tensors, least=-1)
+            check("tensor", [*op.outputs, *_list(op.intermediates)], tensors, least=-1)
+    for signature in model.signatureDefs:
+        check("graph", [signature.subgraphIndex], len(model.subgraphs))
+        tensors = len(model.subgraphs[signature.subgraphIndex].tensors)
+        check("tensor", [t.tensorIndex for t in (signature.inputs or []) +
+                         (signature.outputs or [])], tensors)
 
 
 def write(model):
@@ -68,7 +104,7 @@ def write(model):
         raise ValueError(f"The constants take {size:,} bytes, and a .tflite file cannot be larger "
                          "than 2 GB: quantize the model, or split it.")
     builder = flatbuffers.Builder(size + 2**16)
-    builder.Finish(model.Pack(builder), IDENTIFIER)
+    builder.Finish(model.Pack(builder), wellformed.IDENTIFIER)
     return bytes(builder.Output())
 
 
@@ -92,10 +128,19 @@ def constant(model, tensor):
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0 or tensor.type not in DTYPES:
         return None
+    if len(data) % np.dtype(DTYPES[tensor.type]).itemsize:
+        raise ValueError(f"The .tflite file is damaged: the tensor {name(tensor)[:80]!r} has "
+                         f"{len(data)} bytes, no whole number of {DTYPES[tensor.type].__name__}.")
     stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), DTYPES[tensor.type])
     shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
+    if len(shape) > MAX_RANK or min(shape, default=1) < 0:
+        raise ValueError(f"The .tflite file is damaged: the tensor {name(tensor)[:80]!r} has "
+                         f"{len(shape)} dimensions, the least of {min(shape)}.")
     if tensor.sparsity is not None:
         return encoding.decode(stored, tensor.sparsity, shape)
+    if math.prod(shape) != stored.size:
+        raise ValueError(f"The .tflite file is damaged: the tensor {name(tensor)[:80]!r} of shape "
+                         f"{tuple(shape)} has {stored.size} elements.")
     return stored.reshape(shape)
 
 
@@ -106,7 +151,11 @@ def _scale(tensor, value):
     if len(scale) == 1:
         return np.float32(scale[0])
     shape = [1] * value.ndim
-    shape[tensor.quantization.quantizedDimension] = len(scale)
+    channel = tensor.quantization.quantizedDimension
+    if not 0 <= channel < value.ndim or value.shape[channel] != len(scale):
+        raise ValueError(f"The .tflite file is damaged: {len(scale)} scales along dimension "
+                         f"{channel} of {name(tensor)[:80]!r}, whose shape is {value.shape}.")
+    shape[channel] = len(scale)
     return np.asarray(scale, np.float32).reshape(shape)
 
 

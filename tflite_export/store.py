@@ -119,12 +119,21 @@ def dense_twin(tflite):
             if flatbuffer.operator(model, op) != "DENSIFY":
                 kept.append(op)
                 continue
+            if len(op.inputs) != 1 or len(op.outputs) != 1 or min(*op.inputs, *op.outputs) < 0:
+                raise ValueError("The .tflite file is damaged: a DENSIFY has "
+                                 f"{len(op.inputs)} inputs and {len(op.outputs)} outputs.")
             packed, unpacked = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
-            unpacked.buffer = flatbuffer.add_constant(model, flatbuffer.constant(model, packed))
+            value = flatbuffer.constant(model, packed)
+            if value is None:
+                raise ValueError(f"The input {flatbuffer.name(packed)!r} of a DENSIFY is not a "
+                                 "constant.")
+            unpacked.buffer = flatbuffer.add_constant(model, value)
         graph.operators = kept
         for tensor in graph.tensors:
             if tensor.sparsity is not None:
-                tensor.buffer = flatbuffer.add_constant(model, flatbuffer.constant(model, tensor))
+                value = flatbuffer.constant(model, tensor)
+                if value is not None:
+                    tensor.buffer = flatbuffer.add_constant(model, value)
                 tensor.sparsity = None
     return flatbuffer.write(model)
 
