@@ -32,6 +32,8 @@ CS_SCALE = 1e-5
 L0_SCALE = 1.0
 L0_INITIAL_KEEP = 0.5  # as the authors; from 0.9 few gates can close in so short a run
 
+PRUNING_NAME = "magnitude pruning"
+
 SMOKE_EPOCHS = 2
 SMOKE_SPARSITIES = (0.9,)
 
@@ -43,7 +45,7 @@ def methods(sparsity, reach, num_samples, steps):
     begin, end = (round(share * steps) for share in PRUNING)
     schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=FREQUENCY)
     return {
-        "magnitude pruning": ts.MagnitudePruning(schedule, distribution="global"),
+        PRUNING_NAME: ts.MagnitudePruning(schedule, distribution="global"),
         "variational dropout": ts.VariationalDropout(num_samples, ramp=ramp, **asked),
         "L0": ts.L0Regularization(num_samples, ramp=ramp, scale=L0_SCALE,
                                   initial_keep=L0_INITIAL_KEEP, **asked),
@@ -93,7 +95,7 @@ def cases(sparsities, reach, train, test, epochs, seed):
         for sparsity in sparsities:
             method = methods(sparsity, reach, len(train[0]), steps)[label]
             print(f"{label}, {sparsity:g}", flush=True)
-            if trained is None or reach != "rank" or label == "magnitude pruning":
+            if trained is None or reach != "rank" or label == PRUNING_NAME:
                 trained, training = fit(method, train, test, epochs, seed)
                 seconds += training["seconds"]
                 model = trained
@@ -111,26 +113,32 @@ def settings(epochs, reach):
 
 
 def table(runs):
-    """A row for each sparsity and method: ours ± sd, as Markdown."""
-    cases = {}
+    """A row for each sparsity, way to reach it and method: ours ± sd, as Markdown."""
+    rows_of = {}
     for run in runs:
         for case in run["cases"]:
-            cases.setdefault((case["asked"], case["method"]), []).append((run, case))
+            reach = {"dense": "", PRUNING_NAME: "schedule"}.get(case["method"],
+                                                                run["settings"]["reach"])
+            key = case["asked"], case["method"], reach, run["settings"]["epochs"]
+            # Runs that differ in `reach` share their dense and pruned models.
+            rows_of.setdefault(key, {})[run["seed"]] = case
+    names = ["dense", *methods(0.9, "rank", 1, 100)]
     rows = []
-    for asked, name in sorted(cases, key=lambda key: key[0]):  # the order of methods is kept
-        some_runs, some = zip(*cases[asked, name])
+    for key in sorted(rows_of, key=lambda key: (key[0], names.index(key[1]), key[2:])):
+        (asked, name, reach, epochs), some = key, list(rows_of[key].values())
         layers = zip(*([kernel["sparsity"] for kernel in case["kernels"]] for case in some))
+        natural = [case["natural"] for case in some if case["natural"] is not None]
         rows.append([
-            f"{asked:g}", name,
+            f"{asked:g}", name, reach,
             results.spread([100 * case["accuracy"] for case in some]),
             results.spread([case["sparsity"] for case in some], ".4f"),
+            results.spread(natural, ".2f") if natural else "",
             " - ".join(f"{statistics.fmean(layer):.3f}" for layer in layers),
             results.spread([case["seconds"] for case in some], ".0f"),
-            ", ".join(str(e) for e in sorted({r["settings"]["epochs"] for r in some_runs})),
-            results.seeds(some_runs)])
+            epochs, results.seeds([{"seed": seed} for seed in rows_of[key]])])
     return results.markdown(
-        ["asked", "method", "test accuracy %", "sparsity", "of the layers", "seconds",
-         "epochs", "seeds"], rows)
+        ["asked", "method", "reached by", "test accuracy %", "sparsity", "natural",
+         "of the layers", "seconds", "epochs", "seeds"], rows)
 
 
 def differences(result):
