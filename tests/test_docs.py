@@ -115,8 +115,9 @@ def test_shell_lines_name_what_is_there(path):
                 assert set(names.split(",")) <= extras, line
             for module in re.findall(r"python3? -m ([\w.]+)", line):
                 assert importlib.util.find_spec(module) is not None, line
-            if "-m pytest -m" in line:  # what `make test` runs
-                assert line.replace(".venv/bin/python", "$(RUN)") in makefile, line
+            if "-m pytest -n" in line:  # what `make test` runs
+                line = line.replace(".venv/bin/python", "$(RUN)").replace("-n 2", "-n $(WORKERS)")
+                assert line in makefile, line
 
 
 def extras_of_setup():
