@@ -1,4 +1,4 @@
-"""python -m benchmarks [step] [mask] [--small --out FOLDER]
+"""python -m benchmarks [step] [mask] [learned] [--small --out FOLDER]
 
 Measures, writes results/<name>.json, and the tables of README.md from those files. `--small` tries
 the program on tiny models in seconds and needs another folder, which gets no README.
@@ -14,19 +14,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="step | mask", help="default: both")
+    parser.add_argument("names", nargs="*", metavar="step | mask | learned", help="default: all")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results")
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - {"step", "mask"}:
-        parser.error(f"no benchmark {sorted(unknown)}: choose from step, mask")
+    if unknown := set(options.names) - {"step", "mask", "learned"}:
+        parser.error(f"no benchmark {sorted(unknown)}: choose from step, mask, learned")
     if options.small and options.out is None:
         parser.error("--small needs --out FOLDER: its results must not replace the measured ones")
 
     from tflite_export.quiet import quiet
     with quiet():
-        from benchmarks import mask, measure, readme, step
-    programs = {"step": step, "mask": mask}
+        from benchmarks import learned, mask, measure, readme, step
+    programs = {"step": step, "mask": mask, "learned": learned}
     for name in options.names or programs:
         result = programs[name].run(options.small)
         path = measure.save(result, options.out or measure.RESULTS)

@@ -7,7 +7,6 @@ that of a process of its own for each model, which trains a few steps.
 """
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -120,11 +119,19 @@ def run_case(case):
 
 
 def peak(case, name):
-    """Peak resident memory of this process above that before the model, in megabytes."""
+    """Peak resident memory of this process above that before the model, in megabytes (Linux)."""
     one_thread()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tf.constant(0.0)  # what TensorFlow itself takes
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     training(case, name).fit()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field):
+    """Kilobytes of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def _child(*arguments):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import mask, measure, step
+from benchmarks import learned, mask, measure, step
 
 README = Path(__file__).parent / "README.md"
 
@@ -55,6 +55,24 @@ def mask_table(result):
                   "TFMOT's time / ours", "goal"], rows) + "\n\n" + made(result)
 
 
+def learned_table(result):
+    rows = []
+    for case in result["cases"]:
+        for name, row in case["rows"].items():
+            dense, floor = row[f"ratio to {learned.BASELINE}"], row[f"ratio to {learned.FLOOR}"]
+            base, goal = learned.GOALS.get((case["model"], name), (None, None))
+            met = goal is None or row[f"ratio to {base}"]["cpu_seconds"]["median"] <= goal
+            rows.append([
+                case["model"], case["optimizer"], name,
+                f"{1000 * measure.median(row['cpu_seconds']):.1f} ms",
+                spread(dense["cpu_seconds"], 2), f"{floor['cpu_seconds']['median']:.2f}",
+                f"{row['peak_megabytes']:.0f} MB", f"{dense['peak_megabytes']:.2f}",
+                "" if goal is None else
+                f"{goal} x {base} {'met' if met else '**missed**'}"])
+    return table(["model", "optimizer", "training", "CPU time", "/ dense", "/ two arrays",
+                  "peak memory", "/ dense", "goal"], rows) + "\n\n" + made(result)
+
+
 def made(result):
     machine = result["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if v)
@@ -63,13 +81,15 @@ def made(result):
             f"{result['settings']['seed']}.")
 
 
-TABLES = {"step": step_table, "mask": mask_table}
+TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table}
 
 
 def filled(text):
     """`text` with what stands between the markers of each table replaced by the table."""
     for name, make in TABLES.items():
         path = measure.RESULTS / f"{name}.json"
+        if not path.exists():  # never measured, so there is no section either
+            continue
         begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import mask, measure, readme, step
+from benchmarks import learned, mask, measure, readme, step
 
 ROOT = Path(readme.__file__).parent.parent
 
@@ -37,6 +37,10 @@ def test_the_program_runs_on_tiny_models(tmp_path):
         assert len(row["seconds"]) == len(row["cpu_seconds"]) == case["rounds"]
     cases = json.loads((tmp_path / "mask.json").read_text())["cases"]
     assert [c["masks"] for c in cases] == [c["masks"] for c in mask.CASES]
+    (case,) = json.loads((tmp_path / "learned.json").read_text())["cases"]
+    assert list(case["rows"]) == list(learned.METHODS)
+    for row in case["rows"].values():
+        assert len(row["cpu_seconds"]) == case["rounds"] and row["peak_megabytes"] > 0
     assert "| layer host | dense |" in run.stdout and "| all ones | uniform |" in run.stdout
 
 

@@ -346,21 +346,21 @@ def rank(importances, sizes, sparsity, min_keep=1):
     return [~g.reshape(v.shape) for g, v in zip(gone, importances)]
 
 
-def quantile(importances, sizes, fraction):
-    """The importance below which this fraction of all weights lies; arguments as for `rank`.
+def quantiles(importances, sizes, fractions):
+    """The importances below which these fractions of all weights lie; arguments as for `rank`.
 
     Example:
-        >>> quantile([np.array([1.0, 5.0]), np.array([2.0, 3.0, 4.0, 6.0])], [1, 1], 0.5)
-        3.0
+        >>> quantiles([np.array([1.0, 5.0]), np.array([2.0, 3.0, 4.0, 6.0])], [1, 1], [0.5, 1])
+        [3.0, 6.0]
     """
     flat = np.concatenate([v.ravel() for v in importances])
     if len(set(sizes)) == 1:
-        at = max(math.ceil(fraction * flat.size) - 1, 0)
-        return float(np.partition(flat, at)[at])
+        at = [max(math.ceil(fraction * flat.size) - 1, 0) for fraction in fractions]
+        return np.partition(flat, at)[at].tolist()
     weights = np.concatenate([np.full(v.size, n) for n, v in zip(sizes, importances)])
     order = np.argsort(flat)
     below = np.cumsum(weights[order])
-    return float(flat[order[np.searchsorted(below, fraction * below[-1])]])
+    return flat[order[np.searchsorted(below, np.multiply(fractions, below[-1]))]].tolist()
 
 
 def _lowest_of_all(groups, sizes, alive, budget, min_keep):

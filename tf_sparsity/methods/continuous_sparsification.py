@@ -52,7 +52,6 @@ class ContinuousSparsification(LearnedMethod):
     """
 
     needs_update = True
-    unit = 0.05  # s moves by hundredths, not by units
 
     def __init__(self, anneal_steps=None, *, final_beta=200.0, s0=0.0, scale=1e-8, rescale=False,
                  target_sparsity=None, reach="rank", frequency=None):
