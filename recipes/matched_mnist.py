@@ -17,9 +17,9 @@ from recipes import data, lenet, results
 
 RECIPE = "matched_mnist"
 
-# No paper compares these on this network. The settings were changed once, after a first run (seed 0,
-# Adam at 1e-3, L0 from an initial keep of 0.9, continuous sparsification at a scale of 1e-8) whose
-# test accuracy was seen; L0's initial keep and the scale are like recipes/digits_demo.py's.
+# No paper compares these on this network. The settings were changed once, after a first run (seed
+# 0, Adam at 1e-3, L0 from an initial keep of 0.9, continuous sparsification at a scale of 1e-8)
+# whose test accuracy was seen; L0's initial keep and the scale are like recipes/digits_demo.py's.
 BATCH = 100
 EPOCHS = 10
 RATE = 2e-3  # of Adam; falls to 0 linearly over the run
