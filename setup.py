@@ -20,6 +20,7 @@ setup(
         "tensorflow>=2.21",
         "tensorflow-model-optimization>=0.8",
         "tensorflow-datasets>=4.9.4",
+        "importlib_resources",  # tensorflow-datasets 4.9.10 imports it to download, and lacks it
         "keras-tuner>=1.4.7",
         "tensorboard>=2.20",
         "ai-edge-litert>=2.0",  # the LiteRT interpreter; TensorFlow's own is deprecated
