@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import oracles
 import pytest
 from keras import ops
 
@@ -173,3 +174,143 @@ def test_one_weight_gradient_in_closed_form():
     moved_s = float(ops.convert_to_numpy(layer.state["kernel"]["s"])[0, 0]) - s
     np.testing.assert_allclose(moved_w, -m * (w * m - y), rtol=1e-5)
     np.testing.assert_allclose(moved_s, -beta * m * (1 - m) * (w * (w * m - y) + lam), rtol=1e-5)
+
+
+def test_between_rounds_what_was_kept_starts_again_and_what_was_lost_is_lost():
+    """s <- min(beta s, s0), beta <- 1 (Savarese et al.)."""
+    method = ts.ContinuousSparsification(10, s0=0.05)
+    slot = slot_of(method, np.ones((1, 4)))
+    slot.state["s"].assign([[-0.2, -0.0001, 0.0001, 0.3]])
+    slot.state["beta"].assign(200.0)
+    method.next_round([slot])
+    np.testing.assert_allclose(ops.convert_to_numpy(slot.state["s"]), [[-40, -0.02, 0.02, 0.05]],
+                               rtol=1e-5)
+    assert float(slot.state["beta"]) == 1.0
+
+
+def test_the_gradient_of_the_mask_vanishes_away_from_zero():
+    """beta m (1 - m) at beta = 200: 50 at s = 0, 0.0091 at -0.05, 4.1e-7 at -0.1; at 0.1, where
+    float32 rounds m to 1, it is 0."""
+    method = ts.ContinuousSparsification(10, scale=1.0)
+    [slope] = oracles.gradient(
+        lambda s: method.penalty(np.ones(4, "float32"), {"s": s, "beta": np.float32(200)}),
+        [0.0, -0.05, -0.1, 0.1])
+    np.testing.assert_allclose(slope, [50, 0.00908, 4.12e-7, 0], rtol=1e-3)
+
+
+# ---- L0 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (1, 3)])
+def test_l0_penalty_and_its_gradient(shape):
+    """R = sum p (scale |g| + l2 ||theta_g||^2 / 2) / N, p = sigmoid(log alpha + 1.598597):
+    dR/dlog alpha = p (1 - p) (scale |g| + l2 ||theta_g||^2 / 2) / N, dR/dtheta = l2 p theta / N."""
+    group = {(4, 3): "weight", (4, 1): "in", (1, 3): "out"}[shape]
+    method = ts.L0Regularization(20, scale=3.0, l2=0.5, group=group)
+    rng = np.random.default_rng(0)
+    theta, log_alpha = rng.normal(size=(4, 3)), rng.normal(size=shape)
+    axes = tuple(i for i in range(2) if shape[i] == 1)
+    size, squares = 12 // np.prod(shape), np.sum(theta ** 2, axis=axes, keepdims=True)
+    p = oracles.open_probability(log_alpha)
+    price = (3.0 * size + 0.25 * squares) / 20
+
+    def penalty(theta, log_alpha):
+        return method.penalty(theta, {"log_alpha": log_alpha})
+
+    np.testing.assert_allclose(
+        float(penalty(theta.astype("float32"), log_alpha.astype("float32"))), np.sum(p * price),
+        rtol=1e-5)
+    d_theta, d_log_alpha = oracles.gradient(penalty, theta, log_alpha)
+    np.testing.assert_allclose(d_log_alpha, p * (1 - p) * price, rtol=1e-4)
+    np.testing.assert_allclose(d_theta, 0.5 * p * theta / 20, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("log_alpha", "z"), [(0.5, 1.0), (-3.0, 0.0)])
+def test_one_weight_under_a_hard_mask_in_closed_form(log_alpha, z):
+    """L = (w z - y)^2 / 2 + c p, a compiled step of SGD: dL/dw = z (w z - y), and straight through
+    dL/dlog alpha = 1.2 sigmoid' w (w z - y) + c p (1 - p); a closed gate can open again."""
+    w, y, c = 1.5, 0.7, 0.1
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model = ts.sparsify(model, ts.L0Regularization(10, scale=1.0, hard_mask=True))
+    layer = model.layers[0]
+    layer.theta("kernel").assign([[w]])
+    layer.state["kernel"]["log_alpha"].assign([[log_alpha]])
+    model.compile(keras.optimizers.SGD(0.1), loss=lambda t, p: ops.square(p - t) / 2)
+    model.train_on_batch(np.ones((1, 1)), np.full((1, 1), y))
+    s, p = oracles.sigmoid(log_alpha), oracles.open_probability(log_alpha)
+    moved = [float(ops.convert_to_numpy(v)[0, 0]) - at for v, at in (
+        (layer.theta("kernel"), w), (layer.state["kernel"]["log_alpha"], log_alpha))]
+    np.testing.assert_allclose(moved[0], -0.1 * z * (w * z - y), rtol=1e-5)
+    np.testing.assert_allclose(
+        moved[1], -0.1 * (1.2 * s * (1 - s) * w * (w * z - y) + c * p * (1 - p)), rtol=1e-4)
+
+
+def test_l0_limits():
+    """log alpha -> -infinity: weight 0 and penalty 0; -> infinity: theta and scale n / N."""
+    method = ts.L0Regularization(10, scale=3.0)
+    theta = np.full((2, 2), 1.5, "float32")
+    for at, gate in ((-100.0, 0.0), (100.0, 1.0)):
+        state = {"log_alpha": np.full((2, 2), at, "float32")}
+        np.testing.assert_array_equal(method.weight(theta, state, training=False), theta * gate)
+        np.testing.assert_array_equal(
+            method.weight(theta, state, training=True, seed=keras.random.SeedGenerator(0)),
+            theta * gate)
+        np.testing.assert_allclose(float(method.penalty(theta, state)), 1.2 * gate, rtol=1e-6)
+
+
+# ---- variational dropout ----------------------------------------------------------------------
+
+
+def test_kl_gradient_of_one_weight():
+    """dR/dlog sigma^2 = c KL'(log alpha), dR/dtheta = -2 theta / (theta^2 + 1e-8) c KL'; both are
+    0 where log alpha is clipped."""
+    method = ts.VariationalDropout(20, scale=0.5)
+    theta = np.array([1.0, -0.3, 0.01, 2.0, 0.001])
+    log_sigma2 = np.array([-2.0, -1.0, -5.0, -9.0, -3.0])  # log alpha of the last two: -10.4, 10.8
+    d_theta, d_log_sigma2 = oracles.gradient(
+        lambda t, s: method.penalty(t, {"log_sigma2": s}), theta, log_sigma2)
+    log_alpha = log_sigma2 - np.log(theta ** 2 + 1e-8)
+    slope = np.where(np.abs(log_alpha) < 8, oracles.kl_slope(log_alpha), 0) * 0.5 / 20
+    assert (slope == 0).sum() == 2
+    np.testing.assert_allclose(d_log_sigma2, slope, rtol=1e-4)
+    np.testing.assert_allclose(d_theta, -2 * theta / (theta ** 2 + 1e-8) * slope, rtol=1e-4)
+
+
+def test_weights_at_the_threshold_are_pruned():
+    """log alpha < threshold is kept, strictly; theta^2 = 1 up to 1e-8, which float32 drops."""
+    method = ts.VariationalDropout(10, threshold=0.5)
+    state = {"log_sigma2": np.array([0.5 - 1e-6, 0.5, 0.5 + 1e-6], "float32")}
+    np.testing.assert_array_equal(method.weight(np.ones(3, "float32"), state, training=False),
+                                  [1, 0, 0])
+
+
+def test_variance_is_clipped_with_log_alpha():
+    method = ts.VariationalDropout(10, clip_log_alpha=2.0)
+    theta = np.full(3, 3.0, "float32")
+    state = {"log_sigma2": np.array([-np.inf, 1.0, 50.0], "float32")}
+    np.testing.assert_allclose(method.variance(theta, state),
+                               [9 * np.exp(-2), np.exp(1.0), 9 * np.exp(2)], rtol=1e-5)
+
+
+def test_a_weight_of_zero_is_finite_and_pruned():
+    """theta = 0: log alpha = -10 + 8 log 10 = 8.4, with the 1e-8 that the authors' code lacks in
+    places."""
+    method = ts.VariationalDropout(10)
+    state = {"log_sigma2": np.full(1, -10.0, "float32")}
+    zero = np.zeros(1, "float32")
+    np.testing.assert_allclose(method.log_alpha(zero, state), [8.4207], atol=1e-4)
+    assert np.isfinite(float(method.penalty(zero, state)))
+    np.testing.assert_array_equal(method.weight(zero, state, training=False), [0.0])
+
+
+def test_the_coefficient_warms_up():
+    """scale / N times the ramp: cubic, at 5 of 10 steps 1/8."""
+    method = ts.VariationalDropout(50, scale=2.0, ramp=ts.Ramp(0, 10, power=3, frequency=5))
+    slot, values = slot_of(method, np.ones((2, 2))), []
+    for step in (0, 5, 10, 15):
+        method.update([slot], step)
+        values.append(float(slot.state["coefficient"]))
+    np.testing.assert_allclose(values, [0, 0.005, 0.04, 0.04], rtol=1e-6)
+    theta = np.ones((2, 2), "float32")
+    np.testing.assert_allclose(
+        float(method.penalty(theta, slot.state)), 4 * 0.04 * oracles.kl(-10.0 + 2.0), rtol=1e-5)

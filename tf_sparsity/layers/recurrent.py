@@ -27,13 +27,18 @@ class _Cell(SparseLayer):
     @contextlib.contextmanager
     def projecting(self, sequences):
         """The products of all time steps with the kernel; inside, `call` takes those."""
+        product = ops.matmul
         if 0.0 < self.dropout < 1.0:
-            sequences = sequences * ops.expand_dims(
-                _first(self.get_dropout_mask(sequences[:, 0])), 1)
+            masks = self.get_dropout_mask(sequences[:, 0])
+            if isinstance(masks, list):
+                product = _product_of_each_gate
+                sequences = ops.expand_dims(sequences, 2) * ops.expand_dims(
+                    ops.stack(masks, axis=1), 1)
+            else:
+                sequences = sequences * ops.expand_dims(masks, 1)
         self.projected = True
         try:
-            yield self.apply_kernel("kernel", ops.matmul, sequences, training=True,
-                                    shared_axes=(1,))
+            yield self.apply_kernel("kernel", product, sequences, training=True, shared_axes=(1,))
         finally:
             self.projected = False
 
@@ -43,14 +48,28 @@ class _Cell(SparseLayer):
         state, *others = states if isinstance(states, (list, tuple)) else [states]
         dropped = state
         if 0.0 < self.recurrent_dropout < 1.0:
-            dropped = state * _first(self.get_recurrent_dropout_mask(state))
+            masks = self.get_recurrent_dropout_mask(state)
+            dropped = [state * m for m in masks] if isinstance(masks, list) else state * masks
         new = self.step(inputs, state, dropped, *others)
         return new[0], list(new) if isinstance(states, (list, tuple)) else new[0]
 
 
-def _first(masks):
-    """Keras' dropout mask, or the first of those that implementation 1 makes for each gate."""
-    return masks[0] if isinstance(masks, (list, tuple)) else masks
+# Keras' implementation 1, which it takes for recurrent dropout, has a dropout mask for each gate.
+
+
+def _product_of_each_gate(x, w):
+    """(batch, time, gates, in) and (in, gates units) -> (batch, time, gates units)."""
+    gates = x.shape[2]
+    w = ops.reshape(w, (w.shape[0], gates, -1))
+    return ops.concatenate([ops.matmul(x[:, :, i], w[:, i]) for i in range(gates)], axis=-1)
+
+
+def _recurrent_product(h, w):
+    """h w, where h may be a list of one state for each gate."""
+    if not isinstance(h, list):
+        return ops.matmul(h, w)
+    return ops.concatenate([ops.matmul(a, b) for a, b in zip(h, ops.split(w, len(h), axis=1))],
+                           axis=-1)
 
 
 @sparse_layer
@@ -59,7 +78,7 @@ class SparseLSTMCell(_Cell, keras.layers.LSTMCell):
 
     def step(self, z, h, dropped, c):
         """(h, c) after a step, z being the inputs' part of the gates' arguments."""
-        z = z + ops.matmul(dropped, self.recurrent_kernel)
+        z = z + _recurrent_product(dropped, self.recurrent_kernel)
         if self.use_bias:
             z = z + self.bias
         c, o = self._compute_carry_and_output_fused(ops.split(z, 4, axis=1), c)
@@ -79,9 +98,10 @@ class SparseGRUCell(_Cell, keras.layers.GRUCell):
         x_z, x_r, x_h = ops.split(x + bias, 3, axis=-1)
         n, kernel = 2 * self.units, self.recurrent_kernel
         if self.reset_after:
-            inner = ops.matmul(dropped, kernel) + recurrent_bias
+            inner = _recurrent_product(dropped, kernel) + recurrent_bias
         else:
-            inner = ops.matmul(dropped, kernel[:, :n])
+            *for_gates, dropped = dropped if isinstance(dropped, list) else (dropped,)
+            inner = _recurrent_product(for_gates or dropped, kernel[:, :n])
         z = self.recurrent_activation(x_z + inner[:, :self.units])
         r = self.recurrent_activation(x_r + inner[:, self.units:n])
         candidate = r * inner[:, n:] if self.reset_after else ops.matmul(
