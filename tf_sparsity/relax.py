@@ -54,7 +54,9 @@ def hard_concrete(log_alpha, gamma=GAMMA, zeta=ZETA):
 
 def stretched(log_alpha, gamma=GAMMA, zeta=ZETA):
     """`hard_concrete` before it is clipped."""
-    return ops.sigmoid(log_alpha) * (zeta - gamma) + gamma
+    # The difference first: no compiler can contract it with the product, so that a compiled gate
+    # has the bits of an eager one, and a gate next to 0 has all its digits.
+    return (ops.sigmoid(log_alpha) - gamma / (gamma - zeta)) * (zeta - gamma)
 
 
 def open_probability(log_alpha, beta=BETA, gamma=GAMMA, zeta=ZETA):
