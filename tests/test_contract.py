@@ -61,7 +61,7 @@ METHODS = {
     "VariationalDropout": (
         lambda final=None: ts.VariationalDropout(48, scale=0.1),
         lambda: ts.VariationalDropout(50, scale=0.5, ramp=ts.Ramp(2, 9), threshold=2.0,
-                                      initial_log_sigma2=-8.0, clip_log_alpha=10.0,
+                                      initial_log_sigma2=-8.0, clip_log_alpha=10.0, train_clip=True,
                                       target_sparsity=0.3, reach="controller", frequency=7)),
     "VariationalDropout ramp": (
         lambda final=None: ts.VariationalDropout(48, ramp=ts.Ramp(0, END, power=3)), None),

@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 import tf_sparsity as ts
+from tf_sparsity.layers.base import Linear
 from tf_sparsity.method import Kernel, Slot
 
 pytestmark = pytest.mark.any_backend
@@ -282,6 +283,23 @@ def test_weights_at_the_threshold_are_pruned():
     state = {"log_sigma2": np.array([0.5 - 1e-6, 0.5, 0.5 + 1e-6], "float32")}
     np.testing.assert_array_equal(method.weight(np.ones(3, "float32"), state, training=False),
                                   [1, 0, 0])
+
+
+def test_train_clip_takes_pruned_means_out_of_training():
+    """log alpha = 2 and 4 around the threshold 3: with the same noise, outputs differ by x theta
+    of the second weight, and nothing of the data goes back to it through its mean."""
+    theta = np.ones((2, 1), "float32")
+    state = {"log_sigma2": np.array([[2.0], [4.0]], "float32")}
+    x = np.array([[1.0, 10.0], [3.0, -5.0]], "float32")
+    free, clipped = (ts.VariationalDropout(10, train_clip=clip) for clip in (False, True))
+    seeds = [keras.random.SeedGenerator(3) for _ in range(2)]
+    linear = Linear(ops.matmul, "float32")
+    drawn = [ops.convert_to_numpy(m.forward(linear, x, theta, state, training=True, seed=seed))
+             for m, seed in zip((free, clipped), seeds)]
+    np.testing.assert_allclose(drawn[0] - drawn[1], x[:, 1:], rtol=1e-4)  # float32 of order 100
+    np.testing.assert_array_equal(clipped.mean(theta, state), [[1.0], [0.0]])
+    np.testing.assert_array_equal(clipped.weight(theta, state, training=False),
+                                  free.weight(theta, state, training=False))
 
 
 def test_variance_is_clipped_with_log_alpha():

@@ -7,7 +7,7 @@ from keras import ops
 
 from tf_sparsity import relax
 from tf_sparsity.learned import LearnedMethod
-from tf_sparsity.method import Spec, check_number
+from tf_sparsity.method import Spec, check_flag, check_number
 
 EPSILON = 1e-8
 
@@ -31,6 +31,9 @@ class VariationalDropout(LearnedMethod):
       threshold: log alpha from which on a weight is pruned; 3 is a dropout rate of 0.95.
       initial_log_sigma2: where log sigma^2 starts. Lower is closer to the dense layer.
       clip_log_alpha: log alpha is kept within this distance of 0 in training, > 0.
+      train_clip: compute with a mean of 0 where log alpha is at or above the threshold in training
+        as in evaluation; sigma^2 stays. The authors do so for LeNets: what is given up gets no
+        gradient of the data through its mean.
       target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
         "controller" (see docs/methods.md); None leaves it to `scale` and `threshold`.
       frequency: steps between two updates towards `target_sparsity`; None is 100.
@@ -61,8 +64,8 @@ class VariationalDropout(LearnedMethod):
     local_reparameterization = True
 
     def __init__(self, num_samples, *, scale=1.0, ramp=None, threshold=3.0,
-                 initial_log_sigma2=-10.0, clip_log_alpha=8.0, target_sparsity=None, reach="rank",
-                 frequency=None):
+                 initial_log_sigma2=-10.0, clip_log_alpha=8.0, train_clip=False,
+                 target_sparsity=None, reach="rank", frequency=None):
         check_number("num_samples", num_samples, least=1)
         check_number("scale", scale, least=0)
         check_number("threshold", threshold)
@@ -70,11 +73,12 @@ class VariationalDropout(LearnedMethod):
         check_number("clip_log_alpha", clip_log_alpha)
         if not clip_log_alpha > 0:
             raise ValueError(f"clip_log_alpha must be > 0. Received: {clip_log_alpha=}")
+        check_flag("train_clip", train_clip)
         super().__init__(scale / num_samples, ramp, target_sparsity, reach, frequency)
         self.num_samples, self.scale = num_samples, float(scale)
         self.threshold = float(threshold)
         self.initial_log_sigma2 = float(initial_log_sigma2)
-        self.clip_log_alpha = float(clip_log_alpha)
+        self.clip_log_alpha, self.train_clip = float(clip_log_alpha), train_clip
 
     @property
     def preserves_outputs(self):
@@ -99,6 +103,12 @@ class VariationalDropout(LearnedMethod):
         return ops.clip(ops.exp(state["log_sigma2"]), theta2 * math.exp(-self.clip_log_alpha),
                         theta2 * math.exp(self.clip_log_alpha))
 
+    def mean(self, theta, state):
+        """The mean of a weight in training."""
+        if not self.train_clip:
+            return theta
+        return theta * ops.cast(self.log_alpha(theta, state) < self.threshold, theta.dtype)
+
     def importance(self, theta, state):
         return -self.log_alpha(theta, state)
 
@@ -111,12 +121,12 @@ class VariationalDropout(LearnedMethod):
         if not training:
             return self.evaluated(theta, state)
         noise = relax.noise(ops.shape(theta), seed, theta.dtype)
-        return theta + ops.sqrt(self.variance(theta, state) + EPSILON) * noise
+        return self.mean(theta, state) + ops.sqrt(self.variance(theta, state) + EPSILON) * noise
 
     def forward(self, linear, x, theta, state, *, training, seed=None):
         if not training:
             return linear(x, self.evaluated(theta, state))
-        mean = linear(x, theta)
+        mean = linear(x, self.mean(theta, state))
         variance = linear.of_squares(x, self.variance(theta, state))
         noise = relax.noise(linear.noise_shape(mean), seed, variance.dtype)
         return mean + ops.cast(ops.sqrt(variance + EPSILON) * noise, mean.dtype)
@@ -128,4 +138,5 @@ class VariationalDropout(LearnedMethod):
     def get_config(self):
         return {"num_samples": self.num_samples, "scale": self.scale, "threshold": self.threshold,
                 "initial_log_sigma2": self.initial_log_sigma2,
-                "clip_log_alpha": self.clip_log_alpha, **self.learned_config()}
+                "clip_log_alpha": self.clip_log_alpha, "train_clip": self.train_clip,
+                **self.learned_config()}
