@@ -1,9 +1,10 @@
-"""The only build file: pip install .  (extras: demo, test, jax)"""
+"""The only build file: pip install .  (extras: demo, test, jax, tflite)"""
 
 from setuptools import find_packages, setup
 
 DEMO = ["scikit-learn>=1.3", "matplotlib>=3.8"]
 JAX = ["jax>=0.4.30"]
+TFLITE = ["ai-edge-quantizer>=0.10"]  # quantizes .tflite files; Keras models need TensorFlow only
 
 setup(
     name="tf_sparsity",
@@ -28,10 +29,12 @@ setup(
     extras_require={
         "demo": DEMO,
         "jax": JAX,
+        "tflite": TFLITE,
         # setuptools and wheel: test_wheel.py builds without a network
         "test": [
             *DEMO,
             *JAX,
+            *TFLITE,
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.5",

@@ -123,8 +123,8 @@ def accuracy(probabilities, classes):
 
 def exported_sparsity(report):
     """The fraction of zeros over the weights that the exported file holds."""
-    sizes = [math.prod(tensor.shape) for tensor in report.tensors]
-    return float(np.average([tensor.sparsity for tensor in report.tensors], weights=sizes))
+    sizes = [math.prod(layer.shape) for layer in report.layers]
+    return float(np.average([layer.sparsity for layer in report.layers], weights=sizes))
 
 
 def plot(path, history, schedule, steps_per_epoch, rows):
@@ -290,6 +290,7 @@ def main(argv=None):
     dense.save(out / "dense.keras")
     sparse.save(out / "sparse.keras")
     sparse_file.save(out / "sparse.tflite", overwrite=True)
+    sparse_file.report.save_html(out / "export.html", overwrite=True)
     plot(out / "sparsity.png", history, schedule, steps_per_epoch, after.rows)
     plot_comparison(out / "comparison.png", compared,
                     [row.name.removesuffix("/kernel") for row in after.rows])
@@ -323,12 +324,12 @@ def main(argv=None):
         "bytes": {
             "dense": dense_file.report.bytes_dense,
             "sparse": sparse_file.report.bytes_dense,
-            "exported": sparse_file.report.bytes_sparse,
+            "exported": sparse_file.report.bytes,
         },
         "bytes_zipped": {
             "dense": dense_file.report.zipped_dense,
             "sparse": sparse_file.report.zipped_dense,
-            "exported": sparse_file.report.zipped_sparse,
+            "exported": sparse_file.report.zipped,
         },
         "difference": float(np.abs(exported - predicted).max()),
         "other_classes": int(np.sum(exported.argmax(-1) != predicted.argmax(-1))),
@@ -341,7 +342,8 @@ def main(argv=None):
         "seconds": round(time.monotonic() - started, 1),
     }
     result["failures"] = list(failures(result))
-    text = table(result) + "\n\n" + comparison(compared, result["accuracy"]["dense"])
+    text = "\n\n".join([table(result), comparison(compared, result["accuracy"]["dense"]),
+                        str(sparse_file.report)])
     (out / "report.txt").write_text(text + "\n")
     (out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"{text}\n\n{result['seconds']:.0f} seconds; plots, models and TensorBoard logs: {out}")

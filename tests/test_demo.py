@@ -62,7 +62,7 @@ def test_it_writes_what_it_says(demo):
     events = {f for f in files if f.startswith("tensorboard/")}
     assert files - events == {
         *("report.txt", "report.json", "sparsity.png", "comparison.png"),
-        *("dense.keras", "sparse.keras", "sparse.tflite"),
+        *("dense.keras", "sparse.keras", "sparse.tflite", "export.html"),
     }
     assert len(events) == 4 and not any(event.endswith(".old") for event in events)
     for plot in ("sparsity.png", "comparison.png"):

@@ -177,7 +177,7 @@ def test_every_public_name_is_explained():
 # of SparseLayer and docs/hosts.md. Records are shown by the example of what returns them.
 LAYERS = set(ts.layers.__all__) - {"SparseLayer"}
 RECORDS = {"SparsityReport": "report", "Exported": "convert", "Report": "convert",
-           "TensorReport": "convert", "Ticket": "TicketSearch"}
+           "LayerReport": "convert", "Ticket": "TicketSearch"}
 
 
 def public():

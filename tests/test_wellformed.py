@@ -34,7 +34,7 @@ def everything(tflite):
     """All that we do with a file that somebody gives us."""
     flatbuffer.constants(tflite)
     flatbuffer.read(store.store(tflite)[0])
-    flatbuffer.read(store.store(tflite, int8=True)[0])
+    flatbuffer.read(store.store(tflite, store.Policy(int8=True))[0])
     flatbuffer.read(store.dense_twin(tflite))
 
 

@@ -1,10 +1,13 @@
-"""Keras models to .tflite files: knows plain Keras models and bytes, and never imports tf_sparsity.
+"""Keras models to sparse .tflite files: knows Keras models and bytes, never imports tf_sparsity.
 
-Only the command line does that, to load and strip sparse models: `python -m tflite_export --help`.
+Only the command line does that, to load sparse models: `python -m tflite_export --help`.
 Importing this package imports neither Keras nor TensorFlow.
 """
 
 from tflite_export.check import compare, interpret
-from tflite_export.convert import Exported, Report, TensorReport, convert
+from tflite_export.convert import convert
+from tflite_export.exported import Exported
+from tflite_export.layers import LayerReport
+from tflite_export.report import Report
 
-__all__ = ["Exported", "Report", "TensorReport", "compare", "convert", "interpret"]
+__all__ = ["Exported", "LayerReport", "Report", "compare", "convert", "interpret"]

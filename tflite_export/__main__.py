@@ -1,65 +1,177 @@
-"""python -m tflite_export MODEL.keras -o OUT.tflite [--quantize int8_weights] [--dense] [--overwrite]
+"""python -m tflite_export MODEL -o OUT.tflite [--quantize MODE] [--sparse MODE] [...]
+python -m tflite_export inspect FILE.tflite
+python -m tflite_export verify FILE.tflite
+python -m tflite_export benchmark FILE.tflite [--against DENSE.tflite]
 
-Converts a saved Keras model and prints the sizes. Layers of tf_sparsity are stripped first.
+Stores the pruned weights of a model sparse in a .tflite file, and says what to expect of such
+files. MODEL is a .keras file, of a sparse model too, or a dense .tflite file.
+
+Exit status: 0 all is well; 1 it could not be done, one sentence on stderr says why; 2 wrong usage;
+3 `verify` found that the file crashes, or computes something else than its dense twin.
 """
 
 import argparse
+import json
 import os
 import sys
+from pathlib import Path
 
-from tflite_export.convert import convert, first_line, refuse_overwrite, sparse_layers
+import numpy as np
+
+from tflite_export import check, files, flatbuffer, kernels, ports, quantize, sizes, store
+from tflite_export.benchmark import benchmark
+from tflite_export.convert import convert
+from tflite_export.layers import layers
 from tflite_export.quiet import quiet
+from tflite_export.report import layer_table, said, table
+from tflite_export.trial import trial
+
+OFF = "off"  # --sparse off is sparse=False
+WRONG = 3
 
 
 def main(argv=None):
-    """Runs the command line; returns the exit status: 0, or 1 after one sentence on stderr."""
-    usage, what = __doc__.strip().split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m tflite_export", usage=usage, description=what)
-    parser.add_argument("model", metavar="MODEL.keras")
-    parser.add_argument("-o", "--output", metavar="MODEL.tflite", required=True)
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output file if it is there"
-    )
-    parser.add_argument(
-        "--quantize", choices=["int8_weights"],
-        help="store the weights as int8, with a scale for each output channel"
-    )
-    parser.add_argument("--dense", action="store_true", help="store no weight sparse")
-    arguments = parser.parse_args(argv)
+    """Runs the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = argv.pop(0) if argv and argv[0] in COMMANDS else "convert"
+    parser, run = COMMANDS[command]
+    arguments = parser().parse_args(argv)
     try:
-        report = _convert_file(arguments)
+        return run(arguments)
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"tflite_export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"{arguments.output}\n{report}")
+
+
+def _parser(name):
+    usage, what, status = __doc__.strip().split("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m tflite_export{name}", usage=usage, description=what, epilog=status)
+
+
+def _convert_parser():
+    parser = _parser("")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("-o", "--output", metavar="OUT.tflite", required=True)
+    parser.add_argument("--quantize", choices=[mode for mode in quantize.MODES if mode],
+                        help="as quantize= of tflite_export.convert")
+    parser.add_argument("--representative-data", metavar="DATA.npy",
+                        help="an array, or an .npz file with one for each input; for int8")
+    parser.add_argument("--sparse", choices=["auto", "size", "speed", OFF], default="auto")
+    parser.add_argument("--runtime", choices=list(kernels.RUNTIMES), default="litert")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--html", metavar="REPORT.html", help="write the report as a page too")
+    parser.add_argument("--json", metavar="REPORT.json", help="write the report as JSON too")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def _convert(arguments):
+    # The cheap refusals come before the imports and the conversion, which take seconds.
+    outputs = [path for path in (arguments.output, arguments.html, arguments.json) if path]
+    _refuse_missing(arguments.model)
+    for path in outputs:
+        files.refuse_overwrite(path, arguments.overwrite)
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise FileNotFoundError(f"The folder of {path} is not there.")
+    data = _data(arguments.representative_data)
+    with quiet():
+        if arguments.model.endswith(".keras"):
+            import tf_sparsity  # noqa: F401  registers the classes that a sparse model is saved with
+        exported = convert(
+            arguments.model, quantize=arguments.quantize, representative_data=data,
+            sparse=False if arguments.sparse == OFF else arguments.sparse,
+            runtime=arguments.runtime, batch_size=arguments.batch_size)
+    exported.save(arguments.output, overwrite=arguments.overwrite)
+    if arguments.html:
+        exported.report.save_html(arguments.html, overwrite=arguments.overwrite)
+    if arguments.json:
+        text = json.dumps(exported.report.to_dict(), indent=1) + "\n"
+        files.write(arguments.json, text.encode(), overwrite=arguments.overwrite)
+    print(f"{arguments.output}\n{exported.report}")
     return 0
 
 
-def _convert_file(arguments):
-    # The cheap refusals come before the imports and the conversion, which take seconds.
-    if not os.path.isfile(arguments.model):
-        raise FileNotFoundError(f"{arguments.model} is not there, or is not a file.")
-    refuse_overwrite(arguments.output, arguments.overwrite)
-    if not os.path.isdir(os.path.dirname(os.path.abspath(arguments.output))):
-        raise FileNotFoundError(f"The folder of {arguments.output} is not there.")
-    with quiet():
-        import keras
-
-        import tf_sparsity  # registers the classes that a sparse model is saved with
+def _data(path):
+    if path is None:
+        return None
     try:
-        model = keras.saving.load_model(arguments.model, compile=False)
-    except Exception as error:
-        raise ValueError(
-            f"{arguments.model} cannot be loaded as a Keras model: {first_line(error)}"
-        ) from error
-    if sparse_layers(model):
-        model = tf_sparsity.strip(model)
-    with quiet():
-        sparse = False if arguments.dense else "auto"
-        exported = convert(model, quantize=arguments.quantize, sparse=sparse)
-    exported.save(arguments.output, overwrite=arguments.overwrite)
-    return exported.report
+        loaded = np.load(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as an array: {error}") from error
+    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
+
+def _inspect_parser():
+    parser = _parser(" inspect")
+    parser.add_argument("file", metavar="FILE.tflite")
+    return parser
+
+
+def _inspect(arguments):
+    tflite = _read(arguments.file)
+    size = sizes.size(arguments.file, tflite)
+    rows = layers(tflite)
+    print("\n".join([*table(("file", "bytes", "zipped"),
+                            [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
+                     *layer_table(rows)]))
+    return 0
+
+
+def _verify_parser():
+    parser = _parser(" verify")
+    parser.add_argument("file", metavar="FILE.tflite")
+    return parser
+
+
+def _verify(arguments):
+    tflite = _read(arguments.file)
+    twin = store.dense_twin(tflite)
+    batches = ports.random_batches(ports.inputs(flatbuffer.read(tflite)), 2)
+    tried = trial(tflite, twin, batches, rounding=check.rounding(tflite))
+    print("\n".join(f"beside its dense twin, {said(outcome)}" for outcome in tried.outcomes))
+    if tried.failure is None:
+        print("right: it computes what its dense twin computes, here")
+        return 0
+    print(f"wrong: {tried.failure}")
+    return WRONG
+
+
+def _benchmark_parser():
+    parser = _parser(" benchmark")
+    parser.add_argument("file", metavar="FILE.tflite")
+    parser.add_argument("--against", metavar="DENSE.tflite",
+                        help="the file to compare with; left out, the same one stored dense")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def _benchmark(arguments):
+    if arguments.rounds < 1 or arguments.threads < 1:
+        raise ValueError("--rounds and --threads must be at least 1.")
+    tflite = _read(arguments.file)
+    against = (_read(arguments.against) if arguments.against else store.dense_twin(tflite))
+    print(benchmark(tflite, against, rounds=arguments.rounds, threads=arguments.threads))
+    return 0
+
+
+def _read(path):
+    _refuse_missing(path)
+    return Path(path).read_bytes()
+
+
+def _refuse_missing(path):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not there, or is not a file.")
+
+
+COMMANDS = {
+    "convert": (_convert_parser, _convert),
+    "inspect": (_inspect_parser, _inspect),
+    "verify": (_verify_parser, _verify),
+    "benchmark": (_benchmark_parser, _benchmark),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

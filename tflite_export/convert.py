@@ -1,140 +1,66 @@
-"""A Keras model to the bytes of a .tflite file whose pruned weights are stored sparse.
+"""A Keras model or a dense .tflite file to a .tflite file whose pruned weights are stored sparse.
 
-TensorFlow's converter writes the dense file; `store.py` encodes its weights. (The converter's own
-EXPERIMENTAL_SPARSITY option encodes whatever has 30 % zeros, larger or not, and for some dtypes
-wrongly.) What was written is not believed: `convert` reads every sparse weight back and compares it
-bit by bit with the dense file's, and runs both files.
+In this order: convert dense, quantize, encode, check. What was written is not believed: every
+sparse weight is read back and compared bit by bit with the dense file's, and both files are run.
 """
 
-import contextlib
 import os
-import re
-import tempfile
-import zlib
-from typing import NamedTuple
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check
+from tflite_export import check, kernels, ports, sizes, store, trial
+from tflite_export import quantize as quantization
+from tflite_export.advice import advice
+from tflite_export.exported import Exported
 from tflite_export.flatbuffer import constants
-from tflite_export.signature import Signature
-from tflite_export.store import dense_twin, store
+from tflite_export.from_file import FileSource
+from tflite_export.from_keras import KerasSource, load
+from tflite_export.layers import layers
+from tflite_export.report import Report
 
-# A file against its dense twin, relative to the greatest output. Weights that are unpacked when the
-# file is loaded give the same bits; the kernel for 1x4 blocks of Dense adds up in another order.
-_ROUNDING = 1e-5
-
-
-class TensorReport(NamedTuple):
-    """One weight of the file: a constant of rank 2 or more."""
-
-    name: str  # as TensorFlow's converter names it
-    shape: tuple  # in TFLite's layout, for instance (units, inputs) for Dense
-    dtype: str  # that it is stored in
-    sparsity: float  # fraction of zeros, in [0, 1]
-    stored_sparse: bool
-    bytes: int  # values, and indices where it is stored sparse
+SPARSE = ("auto", "size", "speed")
+BATCHES = 4  # of random inputs, for the check
 
 
-class Report(NamedTuple):
-    """What a conversion did. Sizes are in bytes; the `_zipped` ones after zlib at level 9."""
-
-    is_sparse: bool  # whether `Exported.tflite` is the sparse file
-    reason: str  # why, in one sentence
-    bytes_dense: int
-    bytes_sparse: int | None  # of the file with sparse or int8 weights; None: neither was asked for
-    zipped_dense: int
-    zipped_sparse: int | None
-    difference: float  # greatest |interpreter - Keras| over all outputs, on random inputs
-    tensors: tuple  # of TensorReport
-
-    def to_dict(self):
-        """The report as JSON takes it."""
-        return {
-            **self._asdict(),
-            "tensors": [{**t._asdict(), "shape": list(t.shape)} for t in self.tensors],
-        }
-
-    def __str__(self):
-        lines = [f"{'file':8}{'bytes':>12}{'zipped':>12}"]
-        lines.append(f"{'dense':8}{self.bytes_dense:12,}{self.zipped_dense:12,}")
-        if self.bytes_sparse is not None:
-            lines.append(f"{'sparse':8}{self.bytes_sparse:12,}{self.zipped_sparse:12,}")
-        lines.append(f"kept: {self.reason}")
-        lines.append(f"greatest output difference from Keras: {self.difference:.1e}")
-        width = max([len("weight"), *(len(t.name) for t in self.tensors)])
-        lines.append(f"{'weight':{width}}  {'shape':>18}  sparsity  stored  dtype         bytes")
-        for t in self.tensors:
-            stored = "sparse" if t.stored_sparse else "dense"
-            lines.append(
-                f"{t.name:{width}}  {str(t.shape):>18}  {t.sparsity:8.4f}  {stored:6}  {t.dtype:7}"
-                f"{t.bytes:12,}"
-            )
-        return "\n".join(lines)
-
-
-class Exported(NamedTuple):
-    """A converted model."""
-
-    tflite: bytes
-    report: Report
-
-    def save(self, path, *, overwrite=False):
-        """Writes the file whole or not at all, and returns its path.
-
-        Args:
-            path: where; the folder must exist.
-            overwrite: replace a file that is there.
-
-        Raises:
-            FileExistsError: there is one and `overwrite` is False.
-        """
-        path = os.fspath(path)
-        refuse_overwrite(path, overwrite)
-        partial = f"{path}.{os.getpid()}.partial"
-        try:
-            with open(partial, "xb") as file:
-                file.write(self.tflite)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(partial)
-            raise
-        return path
-
-
-def refuse_overwrite(path, overwrite=False):
-    """Raises FileExistsError if `path` is there and must not be replaced."""
-    if os.path.exists(path) and not overwrite:
-        raise FileExistsError(
-            f"{path} exists already; to replace it, say overwrite=True, or --overwrite on the "
-            "command line."
-        )
-
-
-def convert(model, *, quantize=None, sparse="auto", batch_size=1):
-    """Converts a plain float32 Keras model to a .tflite file with its pruned weights stored sparse.
+def convert(model, *, quantize=None, representative_data=None, sparse="auto", runtime="litert",
+            batch_size=1):
+    """Converts a model to a .tflite file with its pruned weights stored sparse, and checks it.
 
     Args:
-        model: a built `keras.Model` without layers of tf_sparsity (call `tf_sparsity.strip` first).
-            Sequential, functional, or subclassed with one argument; any nesting of inputs and
-            outputs.
-        quantize: None, or "int8_weights": the weights are stored as int8 with a scale for each
-            output channel, and unpacked when the file is loaded; it computes in float32. A quarter
-            of the bytes, for a rounding of the weights by at most 1/254 of a channel's greatest.
-        sparse: "auto" stores each weight sparse that becomes smaller by it; the file is checked
-            to be smaller, and to compute the same in the interpreter (up to the rounding of
-            another order of summation). False stores all dense.
+        model: a built `keras.Model` (Sequential, functional, or subclassed with one argument; any
+            nesting of inputs and outputs; of any backend; still sparsified, or stripped), the path
+            of a .keras file, or a dense .tflite file by anyone as bytes or path. A model of another
+            backend than TensorFlow is saved, and converted in a child process.
+        quantize: None: float32. "int8_weights": weights are stored as int8 with a scale for each
+            output channel, and unpacked when the file is loaded; it computes in float32. "dynamic":
+            int8 weights, and kernels that round the activations as they go. "int8": int8 weights
+            and activations, float32 inputs and outputs. "float16": weights are stored so, and
+            unpacked when the file is loaded. Zeros stay zeros in each. A .tflite file needs
+            ai-edge-quantizer for "dynamic", "int8" and "float16".
+        representative_data: for "int8", and only there: some hundred rows of what the model will
+            see, as an array, or a dict of arrays by input name.
+        sparse: "auto": a weight is stored sparse if it becomes smaller by it; where a kernel of the
+            runtime reads sparse weights, it is left to that kernel if that is faster than the dense
+            one, and else unpacked when the file is loaded, which makes no run slower. "size": the
+            smallest encoding of each weight, even where a kernel that reads it is slower than the
+            dense one. "speed": only what a kernel runs sparse, and faster; all else is dense.
+            False: all dense. Encodings that some release of the runtime computes wrongly, or does
+            not load, are never used.
+        runtime: "litert": the file is right on tflite-runtime 2.14 and LiteRT 1.2 or newer.
+            "litert>=2.2": on LiteRT 2.2 or newer only, where sparse float16 weights and blocks of
+            int8 weights work. "tflm": TensorFlow Lite Micro, which has no sparse kernels: the file
+            is dense int8, and needs representative_data.
         batch_size: the batch size that the file is made for, at least 1.
 
     Returns:
         `Exported`: `.tflite` (bytes), `.report`, `.save(path)`.
 
     Raises:
-        TypeError: not a Keras 3 model.
-        ValueError: a model that cannot be converted.
+        TypeError: `model` is none of those.
+        ValueError: a model that cannot be converted, or an argument that does not fit.
+        FileNotFoundError: there is no file at the path.
 
     Example:
         >>> import keras, numpy as np, tflite_export
@@ -144,193 +70,137 @@ def convert(model, *, quantize=None, sparse="auto", batch_size=1):
         >>> exported.report.is_sparse, len(exported.tflite) < 0.2 * exported.report.bytes_dense
         (True, True)
     """
-    if quantize not in (None, "int8_weights"):
-        raise ValueError(f"quantize must be None or 'int8_weights'; got {quantize!r}.")
-    if sparse != "auto" and sparse is not False:
-        raise ValueError(f"sparse must be 'auto' or False; got {sparse!r}.")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
-    signature = Signature(model, batch_size)
-    if layers := sparse_layers(model):
-        raise ValueError(
-            f"Model {model.name!r} still has layers of tf_sparsity, the first is {layers[0]!r}: "
-            "convert tf_sparsity.strip(model) instead."
-        )
-    _refuse_other_precisions(model)
-    with tempfile.TemporaryDirectory() as folder:
-        _write_saved_model(model, signature, folder)
-        dense_file = _from_saved_model(folder, model)
+    quantize, sparse = _options(quantize, representative_data, sparse, runtime, batch_size)
+    source = open_source(model, batch_size)
+    batches = None
+    if representative_data is not None:
+        batches = ports.batches(source.inputs, source.by_name(representative_data),
+                                "representative_data")
+    mode = quantize if quantize in quantization.BY_A_QUANTIZER else None
+    float_file, quantized_file = source.files(mode, batches, only_int8=runtime == "tflm")
+    dense_file = float_file if quantized_file is None else quantized_file
+    weights = _weights(float_file, dense_file, source.name, sparse)
 
-    inputs = _random_inputs(signature.inputs)
-    weights = [c for c in constants(dense_file) if c.value.ndim >= 2]
-    int8 = quantize is not None
-    stored, count = store(dense_file, sparse=sparse == "auto", int8=int8)
-    wrong = _whats_wrong(stored, weights, inputs) if stored is not dense_file else None
-    kept_file = dense_file if wrong or len(stored) >= len(dense_file) else stored
-    keep = kept_file is stored and count > 0
-    kind = f"{'sparse' if keep else 'dense'}{', int8' if int8 and kept_file is stored else ''}"
-    if wrong:
-        reason = f"dense, because {wrong}"
-    elif sparse is False:
-        reason = f"{kind}, as asked"
-    elif not keep:
-        reason = f"{kind}, because no weight has enough zeros to be smaller with their places"
-    else:
-        reason = f"{kind}, {len(stored) / len(dense_file):.3f} of the dense float32 file's bytes"
-
-    sparse_file = stored if sparse or int8 else None
-    packed = constants(kept_file)
+    policy = store.Policy(sparse, quantize == "int8_weights", runtime)
+    stored = store.store(dense_file, policy)
+    samples = ports.random_batches(source.inputs, BATCHES)
+    smaller = len(stored.tflite) < len(dense_file)
+    wrong, outcomes, outputs = None, (), None
+    if smaller:
+        wrong, outcomes, outputs = _try(stored.tflite, weights, samples)
+    if wrong or not smaller:
+        stored, outputs = store.Stored(dense_file, 0), None
+    if outputs is None:
+        outputs = FileSource(stored.tflite).outputs(samples)
+    rows = layers(stored.tflite, policy)
+    others = [] if quantized_file is None else [sizes.size(f"{quantize}, dense", dense_file)]
     report = Report(
-        is_sparse=keep,
-        reason=reason,
-        bytes_dense=len(dense_file),
-        bytes_sparse=None if sparse_file is None else len(sparse_file),
-        zipped_dense=len(zlib.compress(dense_file, 9)),
-        zipped_sparse=None if sparse_file is None else len(zlib.compress(sparse_file, 9)),
-        difference=check.difference(check.run_keras(model, inputs), check.run(kept_file, inputs)),
-        tensors=_tensor_reports(weights, packed),
+        is_sparse=stored.sparse > 0,
+        reason=_reason(stored, float_file, wrong, policy),
+        sizes=(sizes.size("this file", stored.tflite), *others, *sizes.dense_sizes(float_file)),
+        layers=rows,
+        difference=trial.greatest(source.outputs(samples), outputs),
+        trial=outcomes,
+        advice=tuple(advice(rows, len(stored.tflite), len(float_file))),
     )
-    return Exported(kept_file, report)
+    return Exported(stored.tflite, report)
 
 
-def sparse_layers(model):
-    """Names of the layers of `model`, nested ones too, whose class comes from tf_sparsity."""
-    return [
-        layer.name
-        for layer in model._flatten_layers()
-        if type(layer).__module__.split(".")[0] == "tf_sparsity"
-    ]
+def open_source(model, batch_size=1):
+    """What `convert` takes as KerasSource or FileSource."""
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return FileSource(model, batch_size=batch_size)
+    if not isinstance(model, (str, os.PathLike)):
+        return KerasSource(model, batch_size)
+    path = os.fspath(model)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not there, or is not a file.")
+    if path.endswith(".keras") or zipfile.is_zipfile(path):
+        return KerasSource(load(path), batch_size)
+    return FileSource(Path(path).read_bytes(), path, batch_size)
 
 
-def _refuse_other_precisions(model):
-    for layer in model._flatten_layers(include_self=False):
-        if layer.quantization_mode is not None:
-            raise ValueError(
-                f"Layer {layer.name!r} of model {model.name!r} is quantized by Keras "
-                f"({layer.quantization_mode}), which TensorFlow's converter cannot convert: export "
-                "the float32 model, before quantize()."
-            )
-        if layer.weights and layer.compute_dtype in ("float16", "bfloat16"):
-            raise ValueError(
-                f"Layer {layer.name!r} of model {model.name!r} computes in {layer.compute_dtype}, "
-                "which LiteRT cannot: convert a float32 copy, made by keras.models.clone_model("
-                "model, clone_function=lambda layer: type(layer).from_config({**layer.get_config()"
-                ", 'dtype': 'float32'})) and set_weights(model.get_weights())."
-            )
+def _options(quantize, data, sparse, runtime, batch_size):
+    """(quantize, sparse) as the runtime allows."""
+    quantization.check_mode(quantize)
+    if sparse is not False and sparse not in SPARSE:
+        raise ValueError(f"sparse must be 'auto', 'size', 'speed' or False; got {sparse!r}.")
+    if runtime not in kernels.RUNTIMES:
+        raise ValueError(f"runtime must be one of {', '.join(map(repr, kernels.RUNTIMES))}; got "
+                         f"{runtime!r}.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
+    if runtime == "tflm":
+        if sparse in ("size", "speed"):
+            raise ValueError(f"TensorFlow Lite Micro has no sparse kernels and no DENSIFY: with "
+                             f"runtime='tflm', sparse must be 'auto' or False; got {sparse!r}.")
+        if quantize not in (None, "int8"):
+            raise ValueError("runtime='tflm' makes a file with int8 weights and activations; got "
+                             f"quantize={quantize!r}.")
+        quantize, sparse = "int8", False
+    quantization.check_data(quantize, data)
+    return quantize, sparse
 
 
-def _write_saved_model(model, signature, folder):
-    # Not TFLiteConverter.from_concrete_functions: given a Keras 3 model it silently leaves the
-    # weights out of the file, without one it writes no signature.
-    import keras
+def _weights(float_file, dense_file, name, sparse):
+    """The dense file's constants of two or more dimensions.
 
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError(
-            "tflite_export.convert needs TensorFlow's converter: pip install tensorflow."
-        ) from error
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs]
-    try:
-        archive.add_endpoint("serve", signature.call, input_signature=specs)
-        archive.write_out(folder, verbose=False)
-    except OSError:
-        raise
-    except Exception as error:
-        inputs = ", ".join(f"{i.name} {i.shape} {i.dtype}" for i in signature.inputs)
-        raise ValueError(
-            f"Model {model.name!r} cannot be traced on the inputs {inputs}: {first_line(error)}"
-        ) from error
+    Raises:
+        ValueError: there are none, or a number is NaN or infinite.
+    """
+    for constant in constants(float_file):
+        if constant.value.dtype.kind == "f" and not np.isfinite(constant.value).all():
+            raise ValueError(f"The weight {constant.name!r} of {name} holds NaN or infinite "
+                             "numbers: such a model cannot be exported.")
+    weights = [c for c in constants(dense_file) if c.value.ndim >= 2 and c.value.dtype.kind in "fi"]
+    if sparse is not False and not weights:
+        raise ValueError(f"There is no constant weight of two or more dimensions in {name}, so "
+                         "nothing to store sparse; sparse=False converts it as it is.")
+    return weights
 
 
-def _from_saved_model(folder, model):
-    import tensorflow as tf
-
-    try:
-        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-    except Exception as error:
-        raise ValueError(
-            f"TensorFlow's converter cannot convert model {model.name!r}: {_converter_says(error)}"
-        ) from error
+def _try(stored_file, weights, samples):
+    """(why the file must not be used or None, outcomes of its trial, its outputs)."""
+    if wrong := _changed(stored_file, weights):
+        return wrong, (), None
+    tried = trial.trial(stored_file, store.dense_twin(stored_file), samples,
+                        rounding=check.rounding(stored_file))
+    return tried.failure, tried.outcomes, tried.outputs
 
 
-def _converter_says(error):
-    """The one useful line of a converter's error, which is pages of MLIR."""
-    import keras
-
-    missing = re.search(r"^(?:TF Select|Custom) ops: (.*)$", str(error), re.MULTILINE)
-    what = f"LiteRT has no {missing[1]}" if missing else first_line(error)
-    if keras.backend.backend() == "tensorflow":
-        return what
-    return f"{what} (save the model, and convert the file under KERAS_BACKEND=tensorflow)"
-
-
-def _whats_wrong(stored_file, weights, inputs):
-    """Why the file must not be used, or None. Runs it last: a wrong one may crash."""
+def _changed(stored_file, weights):
+    """Which weight of the stored file is not that of the dense one, as a clause, or None."""
     read_back = {(c.name, c.value.shape): c for c in constants(stored_file)}
     for weight in weights:
         constant = read_back.get((weight.name, weight.value.shape))
         if constant is None:
             return f"{weight.name} is not in the file"
-        if constant.scale is None:
+        if constant.value.dtype == weight.value.dtype:
             right = _identity(constant.value) == _identity(weight.value)
-        else:  # rounded to the nearest
+        else:  # float32 rounded to the nearest int8
             apart = np.abs(constant.value * constant.scale - weight.value)
             right = bool((apart <= constant.scale * np.float32(0.501)).all())
         if not right:
             return f"the encoding changed the values of {weight.name}"
-    expected, outputs = check.run(dense_twin(stored_file), inputs), check.run(stored_file, inputs)
-    scale = max(
-        np.abs(np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0)).max(initial=0.0)
-        for v in expected.values()
-    )
-    apart = check.difference(expected, outputs)
-    if not apart <= _ROUNDING * scale:  # also where it is NaN
-        return f"the interpreter's outputs from the sparse file differ by {apart:.1e}"
     return None
 
 
-def _tensor_reports(weights, stored):
-    stored = {(c.name, c.value.shape): c for c in stored}
-    reports = []
-    for weight in weights:
-        constant = stored[weight.name, weight.value.shape]
-        reports.append(
-            TensorReport(
-                name=weight.name,
-                shape=weight.value.shape,
-                dtype=constant.value.dtype.name,
-                sparsity=float(np.mean(constant.value == 0)),
-                stored_sparse=constant.is_sparse,
-                bytes=constant.bytes,
-            )
-        )
-    return tuple(reports)
-
-
 def _identity(array):
-    return (
-        array.shape,
-        array.dtype.str,
-        (array + 0).tobytes(),
-    )  # + 0: a pruned -0.0 is a zero, and is read back as 0.0
+    """What is equal for equal arrays: + 0, for a pruned -0.0 is a zero and read back as 0.0."""
+    return array.shape, array.dtype.str, (array + 0).tobytes()
 
 
-def _random_inputs(inputs):
-    """Eight seeded batches by name: floats in [0, 1), which make valid indices too; 0 and 1."""
-    rng = np.random.default_rng(0)
-    values = {}
-    for name, (batch, *shape), dtype in inputs:
-        size = (8 * batch, *shape)
-        values[name] = (rng.random(size) if "float" in dtype else rng.integers(0, 2, size)).astype(
-            dtype
-        )
-    return values
-
-
-def first_line(error):
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(stored, float_file, wrong, policy):
+    kind = "sparse" if stored.sparse else "dense"
+    share = f"{len(stored.tflite) / len(float_file):.3f} of the dense float32 file's bytes"
+    if wrong:
+        return f"dense, because {wrong}"
+    if policy.runtime == "tflm":
+        return f"dense, because TensorFlow Lite Micro has no sparse kernels, {share}"
+    if policy.sparse is False:
+        return f"{kind}, as asked, {share}"
+    if not stored.sparse:
+        why = ("no kernel would run a weight sparse and faster" if policy.sparse == "speed" else
+               "no weight can be stored sparse and smaller")
+        return f"{kind}, because {why}; {share}"
+    return f"{kind}, {share}"

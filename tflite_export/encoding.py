@@ -121,7 +121,8 @@ def decode(values, sparsity, shape):
     levels = _list(sparsity.dimMetadata)
     _expect(sorted(order) == list(range(rank + len(blocked))) and len(levels) == len(order)
             and all(0 <= d < rank for d in blocked),
-            f"traversal order {order} with block map {blocked} does not fit shape {tuple(shape)}")
+            f"traversal order {order[:9]} with block map {blocked[:9]} does not fit shape "
+            f"{tuple(shape)}")
     sizes = {rank + i: _block_size(levels[order.index(rank + i)]) for i in range(len(blocked))}
     sizes.update({d: size // math.prod(sizes[rank + i] for i, b in enumerate(blocked) if b == d)
                   for d, size in enumerate(shape)})

@@ -173,6 +173,12 @@ def operator(model, op):
     return _OPERATORS.get(builtin, f"operator {builtin}")
 
 
+def operators(tflite):
+    """The names of the operators of all subgraphs of `tflite` (bytes), in the file's order."""
+    model = read(tflite)
+    return [operator(model, op) for graph in model.subgraphs for op in graph.operators]
+
+
 def operator_code(model, builtin, version):
     """The index of an operator's code, which is added if the model has none yet."""
     for index, code in enumerate(model.operatorCodes):

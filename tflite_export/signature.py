@@ -38,7 +38,7 @@ class Signature:
         if not isinstance(model, keras.Model):
             kind = f"{type(model).__module__}.{type(model).__qualname__}"
             raise TypeError(f"tflite_export converts Keras 3 models (keras.Model); got a {kind}.")
-        self._model = model
+        self.model = model
         self._arguments = _arguments(model)
         self.inputs = []
         tensors = keras.tree.flatten(self._arguments)
@@ -60,7 +60,7 @@ class Signature:
         import keras
 
         arguments = keras.tree.pack_sequence_as(self._arguments, list(flat))
-        outputs = self._model(*arguments, training=False)
+        outputs = self.model(*arguments, training=False)
         if isinstance(outputs, dict) and len(keras.tree.flatten(outputs)) == len(outputs):
             return dict(zip(_identifiers([str(key) for key in outputs]), outputs.values()))
         return {f"output_{i}": output for i, output in enumerate(keras.tree.flatten(outputs))}
@@ -73,7 +73,7 @@ class Signature:
         names = [i.name for i in self.inputs]
         if len(flat) != len(names):
             raise ValueError(
-                f"Model {self._model.name!r} has the inputs {names}; got {len(flat)} arrays."
+                f"Model {self.model.name!r} has the inputs {names}; got {len(flat)} arrays."
             )
         return dict(zip(names, flat))
 

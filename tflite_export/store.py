@@ -1,8 +1,8 @@
-"""Stores the float32 weights of a file sparse, or as int8, each where that makes the file smaller.
+"""How each weight of a file is stored: the encoding that its policy prefers, and only that.
 
-A sparse weight is unpacked by a DENSIFY operator and an int8 one by a DEQUANTIZE when the file is
-loaded, so that every operator can read it and computes in float32. Blocks of 1x4 in the float32
-weight of a FULLY_CONNECTED are left to the runtime's own sparse kernel.
+`quantize="int8_weights"` stores float32 weights as int8 with a scale for each output channel.
+DENSIFY and DEQUANTIZE unpack them when the file is loaded, so that every operator can read them and
+computes in float32. What a kernel of FULLY_CONNECTED can read sparse has neither.
 """
 
 import copy
@@ -11,98 +11,123 @@ from typing import Any, NamedTuple
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export import encoding, flatbuffer
+from tflite_export import encoding, flatbuffer, kernels, weights
 
-# operator -> which of its inputs is the weight, and the dimension of its output channels
-WEIGHTS = {"FULLY_CONNECTED": (1, 0), "CONV_2D": (1, 0), "DEPTHWISE_CONV_2D": (1, 3),
-           "TRANSPOSE_CONV": (1, 0), "GATHER": (0, 0)}
 OVERHEAD = 256  # bytes that a tensor and an operator to unpack it add to the file, at most
-BLOCK = 4  # of the float kernel of FULLY_CONNECTED
-NATIVE_VERSION = 8  # of a FULLY_CONNECTED with a sparse weight; XNNPACK takes others for dense
 DEQUANTIZE_VERSION = 5  # the first that takes a scale for each channel
-# A pattern has blocks if so much of its sparsity is left when only whole blocks count. Below, the
-# kernel multiplies zeros and the file stores them.
-MINIMUM_OF_BLOCKS = 0.9
 
 
-def store(tflite, *, sparse=True, int8=False):
-    """The file with its weights stored sparse or as int8 where that is smaller.
+class Policy(NamedTuple):
+    """What may be done to a file's weights; `convert` explains the values."""
+
+    sparse: str | bool = "auto"  # "auto", "size", "speed" or False
+    int8: bool = False  # store float32 weights as int8
+    runtime: str = "litert"
+    # "speed" unpacks only these: names of weights that XNNPACK runs sparse after unpacking
+    fast: frozenset = frozenset()
+
+
+class Stored(NamedTuple):
+    """What became of a file."""
+
+    tflite: bytes  # the bytes given, if no weight is stored in another way
+    sparse: int  # number of weights stored sparse
+
+
+def store(tflite, policy=Policy()):
+    """The file with its weights stored as `policy` says.
 
     Args:
-      tflite: bytes of a .tflite file.
-      sparse: store weights sparse.
-      int8: store weights as int8 too, symmetric, with a scale for each output channel:
-        $q = \\mathrm{round}(w / s),\\ s = \\max |w| / 127$. Zeros stay zeros.
+        tflite: bytes of a .tflite file.
+        policy: Policy.
 
     Returns:
-      (bytes, number of weights stored sparse). The bytes are those given if no weight gets smaller.
+        Stored.
     """
     model = flatbuffer.read(tflite)
     plans, buffers = [], {}  # buffers: what was added for one already, where tensors share it
+    unpacking = {id(graph): [] for graph in model.subgraphs}
+    for weight in weights.find(model):
+        tensor = weight.tensor
+        plan = None if tensor.sparsity is not None else _choose(weight, policy)
+        if plan is None:
+            continue
+        plans.append(plan)
+        key = tensor.buffer, plan.kind, weight.channel
+        if key not in buffers:
+            buffers[key] = flatbuffer.add_constant(model, plan.values)
+        if plan.kind == "native":
+            tensor.buffer, tensor.sparsity = buffers[key], plan.sparsity
+            code = flatbuffer.operator_code(
+                model, schema.BuiltinOperator.FULLY_CONNECTED, kernels.NATIVE_VERSION)
+            for op in weight.users:
+                op.opcodeIndex = code
+            continue
+        index, before = weight.index, unpacking[id(weight.graph)]
+        if plan.scale is not None:
+            index, op = _dequantize(model, weight.graph, index, plan.scale, weight.channel)
+            before.insert(0, op)
+        weight.graph.tensors[index].buffer = buffers[key]
+        if plan.sparsity is not None:
+            before.insert(0, _densify(model, weight.graph, index, plan.sparsity))
     for graph in model.subgraphs:
-        unpacking = []
-        for index, users, channel in _weights(model, graph):
-            tensor = graph.tensors[index]
-            only_dense_layers = all(
-                flatbuffer.operator(model, op) == "FULLY_CONNECTED" for op in users)
-            weight = flatbuffer.constant(model, tensor)
-            plan = min(_plans(weight, channel, sparse, int8, only_dense_layers),
-                       key=lambda plan: plan.bytes)
-            if plan.values is None:
-                continue
-            plans.append(plan)
-            key = tensor.buffer, plan.native, channel
-            if key not in buffers:
-                buffers[key] = flatbuffer.add_constant(model, plan.values)
-            if plan.native:
-                tensor.buffer, tensor.sparsity = buffers[key], plan.sparsity
-                code = flatbuffer.operator_code(
-                    model, schema.BuiltinOperator.FULLY_CONNECTED, NATIVE_VERSION)
-                for op in users:
-                    op.opcodeIndex = code
-                continue
-            if plan.scale is not None:
-                index, op = _dequantize(model, graph, index, plan.scale, channel)
-                unpacking.insert(0, op)
-            graph.tensors[index].buffer = buffers[key]
-            if plan.sparsity is not None:
-                unpacking.insert(0, _densify(model, graph, index, plan.sparsity))
-        graph.operators = unpacking + graph.operators
+        graph.operators = unpacking[id(graph)] + graph.operators
     count = sum(plan.sparsity is not None for plan in plans)
-    return (flatbuffer.write(model) if plans else tflite), count
+    return Stored(flatbuffer.write(model) if plans else tflite, count)
 
 
 class _Plan(NamedTuple):
-    """One way to store a weight."""
+    """One way to store a weight that is not the way it is stored."""
 
+    kind: str  # "native", "unpacked", "int8" or "unpacked int8"
     bytes: int  # in the file, estimated
-    values: np.ndarray | None = None  # None: the weight stays as it is
+    values: np.ndarray
     sparsity: Any = None
     scale: np.ndarray | None = None  # of int8 values
-    native: bool = False  # without DENSIFY
 
 
-def _plans(weight, channel, sparse, int8, only_dense_layers):
-    yield _Plan(weight.nbytes)
-    if sparse and only_dense_layers and _fits_kernel(weight):
-        encoded = encoding.encode(weight, block=BLOCK)
-        yield _Plan(encoded.bytes + OVERHEAD, *encoded, native=True)
-        if not int8:
-            return  # where the kernel runs, it is the faster one too
-    kinds = [(weight, None)] + ([quantized(weight, channel)] if int8 else [])
-    for values, scale in kinds:
-        # a scale takes 4 bytes and its zero point 8, for each tensor of int8 values
-        extra = 0 if scale is None else 12 * scale.size
-        encoded = encoding.smallest(values) if sparse else None
+def _choose(weight, policy):
+    """The _Plan for a weight; None: it stays as it is."""
+    plans = [plan for plan in _plans(weight, policy) if plan.bytes < weight.value.nbytes]
+    faster = [plan for plan in plans if plan.kind == "native"]
+    if faster and (policy.sparse == "speed" or policy.sparse == "auto" and not policy.int8):
+        return faster[0]
+    return min(plans, key=lambda plan: plan.bytes, default=None)
+
+
+def _plans(weight, policy):
+    kernel, refused = kernels.native(weight, policy.runtime)
+    if policy.sparse and refused is None and (
+            policy.sparse == "size" or pays(weight, kernel)):
+        encoded = encoding.encode(weight.value, block=kernel.block)
+        yield _Plan("native", encoded.bytes + OVERHEAD, *encoded)
+    unpack = (policy.sparse in ("auto", "size") or weight.name in policy.fast) and (
+        kernels.unpackable(weight, policy.runtime) is None)
+    encoded = encoding.smallest(weight.value) if unpack else None
+    if encoded is not None:
+        yield _Plan("unpacked", encoded.bytes + OVERHEAD, *encoded)
+    if policy.int8 and weight.value.dtype == np.float32:
+        values, scale = quantized(weight.value, weight.channel)
+        extra = 12 * scale.size  # a scale takes 4 bytes and its zero point 8, for each tensor
+        yield _Plan("int8", values.nbytes + extra + OVERHEAD, values, scale=scale)
+        encoded = encoding.smallest(values) if unpack else None
         if encoded is not None:
-            yield _Plan(encoded.bytes + 2 * extra + OVERHEAD * (1 if scale is None else 2),
-                        *encoded, scale)
-        if scale is not None:
-            yield _Plan(values.nbytes + extra + OVERHEAD, values, scale=scale)
+            yield _Plan("unpacked int8", encoded.bytes + 2 * extra + 2 * OVERHEAD, *encoded, scale)
+
+
+def pays(weight, kernel):
+    """Whether a native kernel is faster than the dense one at this weight's empty blocks."""
+    return kernels.empty_blocks(weight.value, kernel.block) >= least_empty(weight, kernel)
+
+
+def least_empty(weight, kernel):
+    """The fraction of empty blocks from which a native kernel is the faster one."""
+    return kernel.faster_from if weight.rows <= 1 else kernel.faster_from_rows
 
 
 def quantized(weight, channel):
-    """(int8 array, float32 scale of each channel); a channel of zeros has the scale 1."""
+    """(int8 array, float32 scale of each channel): $q = \\mathrm{round}(w / s)$ with
+    $s = \\max |w| / 127$. Zeros stay zeros; a channel of zeros has the scale 1."""
     axes = tuple(d for d in range(weight.ndim) if d != channel)
     greatest = np.abs(weight).max(axis=axes, keepdims=True)
     scale = np.where(greatest > 0, greatest / np.float32(127), np.float32(1)).astype(np.float32)
@@ -136,34 +161,6 @@ def dense_twin(tflite):
                     tensor.buffer = flatbuffer.add_constant(model, value)
                 tensor.sparsity = None
     return flatbuffer.write(model)
-
-
-def _weights(model, graph):
-    """(index, operators that use it, channel dimension) of each tensor that may be changed."""
-    ports = {int(t) for t in [*graph.inputs, *graph.outputs]}
-    found = {}
-    for op in graph.operators or []:
-        place, channel = WEIGHTS.get(flatbuffer.operator(model, op), (None, None))
-        if place is not None and len(op.inputs) > place:
-            found.setdefault(int(op.inputs[place]), ([], channel))[0].append(op)
-    for index, (users, channel) in found.items():
-        if index < 0 or index in ports:
-            continue
-        tensor = graph.tensors[index]
-        value = flatbuffer.constant(model, tensor)
-        if (value is not None and value.ndim >= 2 and value.dtype == np.float32
-                and tensor.sparsity is None and not tensor.isVariable):
-            others = [op for op in graph.operators if index in op.inputs
-                      and all(op is not user for user in users)]
-            yield index, users + others, channel
-
-
-def _fits_kernel(value):
-    """Are the zeros of a matrix in blocks of 1x4?"""
-    if value.ndim != 2 or value.shape[1] % BLOCK:
-        return False
-    empty = np.mean((value.reshape(value.shape[0], -1, BLOCK) == 0).all(-1))
-    return empty > MINIMUM_OF_BLOCKS * np.mean(value == 0)
 
 
 def _densify(model, graph, index, sparsity):

@@ -1,0 +1,179 @@
+"""The command line of tflite_export: what it writes, what it says, and its exit status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers
+
+import tf_sparsity as ts
+import tflite_export
+from tflite_export import __main__ as command_line
+from tflite_export import encoding, flatbuffer, weights
+
+ROOT = Path(__file__).parent.parent
+
+
+def sparse_model():
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(128, "relu"), layers.Dense(10)])
+    model = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.9, 0)))
+    ts.update(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sparsified model in model.keras, and its dense and sparse files."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("files")
+    model = sparse_model()
+    model.save(folder / "model.keras")
+    dense = tflite_export.convert(model, sparse=False)
+    dense.save(folder / "dense.tflite")
+    tflite_export.convert(dense.tflite).save(folder / "sparse.tflite")
+    return folder
+
+
+def run(*arguments):
+    return command_line.main([str(argument) for argument in arguments])
+
+
+def test_a_process_of_its_own_prints_the_report_and_no_noise(folder, tmp_path):
+    """The model is sparsified still: the command strips it."""
+    out = tmp_path / "out.tflite"
+    done = subprocess.run(
+        [sys.executable, "-m", "tflite_export", str(folder / "model.keras"), "-o", str(out)],
+        capture_output=True, text=True, timeout=300, cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert out.read_bytes() == (folder / "sparse.tflite").read_bytes()
+    report = tflite_export.convert((folder / "dense.tflite").read_bytes()).report
+    assert done.stdout.startswith(f"{out}\n") and f"this file: {report.reason}" in done.stdout
+
+
+def test_a_tflite_file_is_converted_with_all_options(folder, tmp_path, capsys):
+    out, page, data = (tmp_path / name for name in ("o.tflite", "o.html", "o.json"))
+    options = ["-o", out, "--html", page, "--json", data, "--quantize", "int8_weights",
+               "--sparse", "size", "--runtime", "litert>=2.2"]
+    assert run(folder / "dense.tflite", *options) == 0
+    exported = tflite_export.convert((folder / "dense.tflite").read_bytes(),
+                                     quantize="int8_weights", sparse="size", runtime="litert>=2.2")
+    assert out.read_bytes() == exported.tflite
+    assert capsys.readouterr().out == f"{out}\n{exported.report}\n"
+    assert json.loads(data.read_text()) == json.loads(json.dumps(exported.report.to_dict()))
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert run(folder / "dense.tflite", *options) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(folder / "dense.tflite", "-o", out, "--overwrite", "--sparse", "off") == 0
+    assert out.read_bytes() == (folder / "dense.tflite").read_bytes()
+
+
+def test_representative_data_from_a_file(folder, tmp_path):
+    pytest.importorskip("ai_edge_quantizer")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20, 64), "float32"))
+    out = tmp_path / "o.tflite"
+    arguments = [folder / "dense.tflite", "-o", out, "--quantize", "int8"]
+    assert run(*arguments, "--representative-data", tmp_path / "x.npy") == 0
+    dtypes = {row.value.dtype.name for row in weights.find(flatbuffer.read(out.read_bytes()))}
+    assert dtypes == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["absent.keras", "-o", "new.tflite"], "absent.keras is not there"),
+        (["dense.tflite", "-o", "sparse.tflite"], "exists already.*--overwrite"),
+        (["dense.tflite", "-o", "absent/new.tflite"], "folder of .* is not there"),
+        (["dense.tflite", "-o", "new.tflite", "--html", "absent/x.html"], "folder of .* is not"),
+        (["junk.keras", "-o", "new.tflite"], "junk.keras cannot be loaded as a Keras model"),
+        (["junk.tflite", "-o", "new.tflite"], "Not a .tflite file"),
+        (["cut.tflite", "-o", "new.tflite"], "damaged or cut off"),
+        (["sparse.tflite", "-o", "new.tflite"], "stores 2 weights sparse already"),
+        (["dense.tflite", "-o", "new.tflite", "--quantize", "int8"], "needs representative_data"),
+        (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
+          "junk.tflite"], "junk.tflite cannot be read as an array"),
+        (["inspect", "absent.tflite"], "absent.tflite is not there"),
+        (["inspect", "junk.tflite"], "Not a .tflite file"),
+        (["verify", "cut.tflite"], "damaged or cut off"),
+        (["benchmark", "dense.tflite", "--rounds", "0"], "at least 1"),
+    ],
+)
+def test_failures_are_one_sentence_and_write_nothing(folder, monkeypatch, capfd, arguments,
+                                                     sentence):
+    (folder / "junk.keras").write_bytes(b"junk")
+    (folder / "junk.tflite").write_bytes(b"the fox jumps over the lazy dog")
+    (folder / "cut.tflite").write_bytes((folder / "dense.tflite").read_bytes()[:-2000])
+    monkeypatch.chdir(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run(*arguments) == 1
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert re.search(sentence, printed.err), printed.err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_wrong_usage_is_2(folder, capsys):
+    for arguments in (["model.keras"], ["inspect"], ["x", "-o", "y", "--sparse", "csr"]):
+        with pytest.raises(SystemExit) as status:
+            run(*arguments)
+        assert status.value.code == 2
+        assert "usage: python -m tflite_export MODEL" in capsys.readouterr().err
+
+
+def test_the_status_reaches_the_shell():
+    command = [sys.executable, "-m", "tflite_export", "inspect", "absent.tflite"]
+    assert subprocess.run(command, capture_output=True, cwd=ROOT).returncode == 1
+
+
+def test_inspect_shows_every_weight(folder, capsys):
+    for name in ("dense", "sparse"):
+        tflite = (folder / f"{name}.tflite").read_bytes()
+        assert run("inspect", folder / f"{name}.tflite") == 0
+        printed = capsys.readouterr().out
+        assert f"{len(tflite):,}" in printed
+        for weight in weights.find(flatbuffer.read(tflite)):
+            (line,) = re.findall(rf"^{re.escape(weight.name)} .*$", printed, re.MULTILINE)
+            assert "x".join(map(str, weight.value.shape)) in line and f"{weight.zeros:.4f}" in line
+            assert (" CSR" in line) == (name == "sparse") and line.endswith("dense")
+    assert "unpacked when the file is loaded" in printed
+
+
+def test_verify_says_right(folder, capsys):
+    assert run("verify", folder / "sparse.tflite") == 0
+    assert "right: it computes what its dense twin computes" in capsys.readouterr().out
+
+
+def test_verify_says_wrong(tmp_path, capsys):
+    """The hybrid kernel takes every weight for blocks of 1x16; here they are 1x4."""
+    model = keras.Sequential([keras.Input((256,)), layers.Dense(32)])
+    graphs = flatbuffer.read(tflite_export.convert(model, quantize="dynamic", sparse=False).tflite)
+    (weight,) = weights.find(graphs)
+    value = weight.value.copy()
+    value[:, 16:] = 0
+    encoded = encoding.encode(value, block=4)
+    weight.tensor.buffer = flatbuffer.add_constant(graphs, encoded.values)
+    weight.tensor.sparsity = encoded.sparsity
+    weight.users[0].opcodeIndex = flatbuffer.operator_code(
+        graphs, schema.BuiltinOperator.FULLY_CONNECTED, 8)
+    (tmp_path / "wrong.tflite").write_bytes(flatbuffer.write(graphs))
+    assert run("verify", tmp_path / "wrong.tflite") == 3
+    assert "\nwrong: in LiteRT with XNNPACK kernels" in capsys.readouterr().out
+
+
+def test_benchmark_takes_turns(folder, capsys):
+    assert run("benchmark", folder / "sparse.tflite", "--rounds", "3") == 0
+    printed = capsys.readouterr().out
+    assert "median of 3 rounds in turns" in printed
+    ratio = float(re.search(r"^ratio +([\d.]+)", printed, re.MULTILINE)[1])
+    assert ratio > 0
+    arguments = ["benchmark", folder / "sparse.tflite", "--against", folder / "dense.tflite"]
+    assert run(*arguments, "--rounds", "1", "--threads", "2") == 0
+    assert "2 threads" in capsys.readouterr().out

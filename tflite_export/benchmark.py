@@ -1,0 +1,96 @@
+"""The time of one run of two files in LiteRT on this machine, taken in turns.
+
+Machines change speed while they are measured, so the files alternate, and their ratio within each
+round is what is reported. It says nothing about a machine with other instructions.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from tflite_export import child, flatbuffer, machine, ports, runner
+
+LIMIT = 1800  # seconds
+LEAST = 0.01  # seconds of each measurement: short runs are repeated
+
+
+class Benchmark(NamedTuple):
+    """Times are in seconds for one run of a batch; ratios are (time against) / (time of file)."""
+
+    seconds: float  # median
+    seconds_against: float
+    ratio: float  # median over the rounds: above 1, the file is faster
+    ratios: tuple  # one per round
+    threads: int
+
+    def __str__(self):
+        low, high = min(self.ratios), max(self.ratios)
+        lines = [
+            f"file     {1e3 * self.seconds:10.3f} ms a run",
+            f"against  {1e3 * self.seconds_against:10.3f} ms a run",
+            f"ratio    {self.ratio:10.2f}    median of {len(self.ratios)} rounds in turns, "
+            f"{low:.2f} to {high:.2f}; above 1 the file is faster",
+            f"LiteRT with XNNPACK, {self.threads} thread{'s' if self.threads > 1 else ''}",
+        ]
+        if machine.runs_sparse_convolutions() is False:
+            lines.append("this machine is x86 with AVX, where XNNPACK runs no convolution sparse")
+        return "\n".join(lines)
+
+
+def benchmark(tflite, against, *, rounds=11, threads=1):
+    """Runs two files in turns in a child process.
+
+    Args:
+        tflite: bytes of the file.
+        against: bytes of the file to compare with; it may have other inputs.
+        rounds: how often each is measured.
+        threads: that the kernels may use.
+
+    Returns:
+        Benchmark.
+
+    Raises:
+        ValueError: a file does not run; in the words of LiteRT, or that it crashed.
+
+    Example:
+        >>> import keras, tflite_export
+        >>> from tflite_export.benchmark import benchmark
+        >>> tflite = tflite_export.convert(
+        ...     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), sparse=False).tflite
+        >>> len(benchmark(tflite, tflite, rounds=3).ratios)
+        3
+    """
+    files = tflite, against
+    batches = [ports.random_batches(ports.inputs(flatbuffer.read(file)), 1)[0] for file in files]
+    answer = child.call(measure, files, batches, rounds, threads, limit=LIMIT)
+    if answer.failure is not None:
+        raise ValueError(f"The files do not run in LiteRT: {answer.failure}")
+    times = np.array(answer.value)  # rounds x (file, against)
+    ratios = times[:, 1] / times[:, 0]
+    return Benchmark(*map(float, np.median(times, axis=0)), float(np.median(ratios)),
+                     tuple(map(float, ratios)), threads)
+
+
+def measure(note, files, batches, rounds, threads):
+    """What the child does: seconds for a run of each file, in each round."""
+    loaded = [runner.Runner(file, threads=threads) for file in files]
+    repeats = []
+    for one, batch in zip(loaded, batches):
+        one.set(batch)
+        one.run()  # the first run prepares
+        repeats.append(max(1, int(LEAST / max(_seconds(one, 1), 1e-7))))
+    rows = []
+    for i in range(rounds):
+        row = [0.0] * len(loaded)
+        for j in range(len(loaded)) if i % 2 else reversed(range(len(loaded))):
+            row[j] = _seconds(loaded[j], repeats[j])
+        rows.append(row)
+    return rows
+
+
+def _seconds(loaded, repeats):
+    began = time.perf_counter()
+    for _ in range(repeats):
+        loaded.run()
+    return (time.perf_counter() - began) / repeats

@@ -1,0 +1,25 @@
+"""What a conversion gives back."""
+
+from typing import NamedTuple
+
+from tflite_export import files
+from tflite_export.report import Report
+
+
+class Exported(NamedTuple):
+    """A converted model."""
+
+    tflite: bytes
+    report: Report
+
+    def save(self, path, *, overwrite=False):
+        """Writes the file whole or not at all, and returns its path.
+
+        Args:
+            path: where; the folder must exist.
+            overwrite: replace a file that is there.
+
+        Raises:
+            FileExistsError: there is one and `overwrite` is False.
+        """
+        return files.write(path, self.tflite, overwrite=overwrite)

@@ -1,0 +1,31 @@
+"""Files written whole or not at all."""
+
+import contextlib
+import os
+
+
+def write(path, data, *, overwrite=False):
+    """Writes bytes to `path`, whole or not at all, and returns the path as text."""
+    path = os.fspath(path)
+    refuse_overwrite(path, overwrite)
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+        raise
+    return path
+
+
+def refuse_overwrite(path, overwrite=False):
+    """Raises FileExistsError if `path` is there and must not be replaced."""
+    if os.path.exists(path) and not overwrite:
+        raise FileExistsError(
+            f"{path} exists already; to replace it, say overwrite=True, or --overwrite on the "
+            "command line."
+        )

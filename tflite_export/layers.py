@@ -1,0 +1,113 @@
+"""A row for each weight of a .tflite file: how it is stored, how it runs, and what would help."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tflite_export import encoding, flatbuffer, kernels, store, weights
+
+class LayerReport(NamedTuple):
+    """One weight of the file. Sizes are in bytes."""
+
+    name: str  # as TensorFlow's converter names it
+    operator: str  # that computes with it
+    shape: tuple  # in TFLite's layout, for instance (units, inputs) for Dense
+    dtype: str  # that it is stored in
+    sparsity: float  # fraction of zeros, in [0, 1]
+    encoding: str  # "dense", "CSR", "CSR by columns", "1x4 blocks", ...
+    bytes: int  # values, and indices where it is stored sparse
+    bytes_dense: int  # of all values in this dtype
+    lower_bound: int  # of any encoding without blocks: each non-zero with its shortest index
+    runs_sparse: bool
+    why: str  # it runs sparse, or does not
+    change: str | None  # what would make it run sparse
+    multiply_adds: int  # in one run, zeros included
+    expected_multiply_adds: int  # without those that a sparse kernel leaves out
+
+    @property
+    def stored_sparse(self):
+        """Whether it is stored with a sparse encoding."""
+        return self.encoding != "dense"
+
+
+def layers(tflite, policy=None, runs_sparse=None):
+    """LayerReports of a file, in its order.
+
+    Args:
+        tflite: bytes.
+        policy: the store.Policy that it was written with; None for a file of unknown origin.
+        runs_sparse: {name of a weight: None, or kernels.Reason why XNNPACK computes with its
+            zeros}, of the weights of convolutions that are stored sparse.
+    """
+    model = flatbuffer.read(tflite)
+    return tuple(_layer(model, weight, policy, runs_sparse or {})
+                 for weight in weights.find(model))
+
+
+def _layer(model, weight, policy, runs_sparse):
+    sparsity, value = weight.tensor.sparsity, weight.value
+    size = len(model.buffers[weight.tensor.buffer].data)
+    kept = 1.0
+    if sparsity is None:
+        kind, reason, runs = "dense", _why_dense(weight, policy), False
+    else:
+        size += encoding.index_bytes(sparsity)
+        kind = encoding.describe(sparsity)
+        if weight.unpacking:
+            reason = runs_sparse.get(weight.name, _UNPACKED)
+            runs = reason is None
+            reason = reason or kernels.Reason("XNNPACK runs this convolution sparse")
+            kept = 1 - weight.zeros
+        else:
+            kernel = kernels.NATIVE.get((value.dtype.name, weight.activations))
+            reason, runs = kernels.Reason(f"by the kernel for {kernel.name}"
+                                          if kernel else "by a kernel of FULLY_CONNECTED"), True
+            kept = 1 - kernels.empty_blocks(value, kernel.block) if kernel else 1 - weight.zeros
+    work = weight.multiply_adds
+    return LayerReport(
+        name=weight.name, operator=weight.operator, shape=value.shape, dtype=value.dtype.name,
+        sparsity=weight.zeros, encoding=kind, bytes=size, bytes_dense=value.nbytes,
+        lower_bound=min(encoding.lower_bound(value), value.nbytes), runs_sparse=runs,
+        why=reason.text, change=reason.change, multiply_adds=work,
+        expected_multiply_adds=round(work * kept) if runs else work,
+    )
+
+
+_UNPACKED = kernels.Reason("unpacked when the file is loaded, computed with its zeros")
+
+
+_NOT_SMALLER = kernels.Reason("it would not be smaller with the places of its zeros",
+                              "prune more of it")
+
+
+def _why_dense(weight, policy):
+    """Why a weight that is stored dense is."""
+    if weight.zeros == 0:
+        return kernels.Reason("it has no zeros", "prune it")
+    if policy is not None and policy.sparse is False:
+        return kernels.Reason("as asked", "sparse='auto'")
+    runtime = store.Policy().runtime if policy is None else policy.runtime
+    kernel, refused = kernels.native(weight, runtime)
+    unpack = kernels.unpackable(weight, runtime)
+    if refused is None and not store.pays(weight, kernel):
+        share = kernels.empty_blocks(weight.value, kernel.block)
+        least = store.least_empty(weight, kernel)
+        return kernels.Reason(f"the sparse kernel would be slower: {share:.0%} of its blocks are "
+                              f"empty, of {least:.0%} that it takes",
+                              "prune more of it, or sparse='size'")
+    if unpack is not None:
+        change = refused.change if refused is not None and refused.change else unpack.change
+        return kernels.Reason(unpack.text, change)
+    smallest = encoding.smallest(weight.value)
+    if smallest is None or smallest.bytes + store.OVERHEAD >= weight.value.nbytes:
+        return _NOT_SMALLER
+    if policy is not None and policy.sparse == "speed":
+        if kernel is not None:
+            return refused
+        return kernels.Reason("no kernel would run it sparse", "sparse='auto' stores it smaller")
+    return kernels.Reason("it could be stored smaller", "sparse='auto'")
+
+
+def total(rows, field):
+    """The sum of one field over the rows."""
+    return int(np.sum([getattr(row, field) for row in rows], dtype=np.int64))

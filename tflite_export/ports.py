@@ -1,0 +1,90 @@
+"""The inputs of a .tflite file, and arrays for them.
+
+An input is named as the file's signature names it, or as its tensor where there is no signature.
+"""
+
+import numpy as np
+
+from tflite_export import flatbuffer
+from tflite_export.signature import Input
+
+
+def inputs(model):
+    """[Input] of a schema.ModelT.
+
+    Raises:
+        ValueError: a size besides the batch is unknown, or a dtype that NumPy lacks.
+    """
+    graph = model.subgraphs[0]
+    signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
+    if signature is None or not signature.inputs:
+        named = [(flatbuffer.name(graph.tensors[int(t)]), int(t)) for t in graph.inputs]
+    else:
+        named = [(bytes(port.name or b"").decode("utf-8", "replace"), port.tensorIndex)
+                 for port in signature.inputs]
+    return [_input(name, graph.tensors[index]) for name, index in named]
+
+
+def _input(name, tensor):
+    shape = [int(size) for size in (tensor.shape if tensor.shape is not None else [])]
+    written = tensor.shapeSignature if tensor.shapeSignature is not None else []
+    if any(size < 0 for size in shape) or any(size < 0 for size in list(written)[1:]):
+        raise ValueError(
+            f"Input {name!r} of the .tflite file has the shape {[int(s) for s in written]}, where "
+            "-1 is unknown: convert it with every size but the batch fixed."
+        )
+    if tensor.type not in flatbuffer.DTYPES:
+        raise ValueError(f"Input {name!r} of the .tflite file has a type that NumPy has not.")
+    return Input(name, tuple(shape), np.dtype(flatbuffer.DTYPES[tensor.type]).name)
+
+
+def random_batches(ports, count):
+    """`count` seeded batches by name: floats in [0, 1), integers that are valid indices too."""
+    rng = np.random.default_rng(0)
+    return [{name: _random(rng, shape, dtype) for name, shape, dtype in ports}
+            for _ in range(count)]
+
+
+def _random(rng, shape, dtype):
+    if "float" in dtype:
+        return rng.random(shape).astype(dtype)
+    if dtype in ("int8", "uint8", "int16"):
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def batches(ports, data, what):
+    """`data` cut into batches of the file's size.
+
+    The last batch is filled up with copies of the last row.
+
+    Args:
+        ports: [Input].
+        data: dict of arrays by name, (rows, ...) each.
+        what: the name of the argument that it came as.
+
+    Raises:
+        ValueError: a name, a shape or a value does not fit; the sentence says which.
+    """
+    names = [port.name for port in ports]
+    if set(data) != set(names):
+        raise ValueError(f"{what} needs an array for each of the inputs {sorted(names)}; got "
+                         f"{sorted(map(str, data))}.")
+    arrays = {}
+    for name, (batch, *shape), dtype in ports:
+        array = np.asarray(data[name])
+        if array.ndim == 0 or array.shape[1:] != tuple(shape) or len(array) == 0:
+            sizes = ", ".join(map(str, ("rows", *shape)))
+            raise ValueError(f"{what} for input {name!r} must have the shape ({sizes}), with 1 row "
+                             f"or more; got {array.shape}.")
+        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise ValueError(f"{what} for input {name!r} must hold finite numbers only.")
+        arrays[name] = array.astype(dtype)
+    rows = {len(array) for array in arrays.values()}
+    if len(rows) > 1:
+        raise ValueError(f"{what} needs as many rows for each input; got "
+                         f"{ {name: len(array) for name, array in arrays.items()} }.")
+    rows, batch = rows.pop(), ports[0].shape[0]
+    return [{name: array[np.minimum(np.arange(start, start + batch), rows - 1)]
+             for name, array in arrays.items()} for start in range(0, rows, batch)]

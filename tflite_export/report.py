@@ -1,0 +1,133 @@
+"""What a conversion did, and what to expect of the file: as a table, as JSON, as a page."""
+
+from typing import NamedTuple
+
+from tflite_export import files, page
+from tflite_export.layers import total
+
+
+class Covered(NamedTuple):
+    """What one generation of runtimes is expected to do with the file."""
+
+    generation: str
+    verdict: str  # "sparse", "dense" or "wrong"
+    why: str
+
+
+class Report(NamedTuple):
+    """What a conversion did. Sizes are in bytes; `zipped` ones after zlib at level 9."""
+
+    is_sparse: bool  # whether any weight of the file is stored sparse
+    reason: str  # why, in one sentence
+    sizes: tuple  # of sizes.Size: the file, the dense one it was made from, and other dtypes
+    layers: tuple  # of layers.LayerReport, one per weight
+    difference: float  # greatest |LiteRT - the model| over all outputs, on random inputs
+    trial: tuple = ()  # of trial.Outcome: the file beside its dense twin
+    covered: tuple = ()  # of Covered
+    notes: tuple = ()  # what was done to the graph
+    advice: tuple = ()  # sentences: where it will not be faster, what would be
+
+    @property
+    def bytes(self):
+        """Of the file."""
+        return self.sizes[0].bytes
+
+    @property
+    def zipped(self):
+        """Of the file, compressed."""
+        return self.sizes[0].zipped
+
+    @property
+    def bytes_dense(self):
+        """Of the dense float32 file."""
+        return self._float32.bytes
+
+    @property
+    def zipped_dense(self):
+        """Of the dense float32 file, compressed."""
+        return self._float32.zipped
+
+    @property
+    def _float32(self):
+        return next(size for size in self.sizes if size.file == "float32, dense")
+
+    @property
+    def multiply_adds(self):
+        """Of one run, zeros included; without products of activations, as in attention."""
+        return total(self.layers, "multiply_adds")
+
+    @property
+    def expected_multiply_adds(self):
+        """Of one run where every layer that can run sparse does."""
+        return total(self.layers, "expected_multiply_adds")
+
+    def to_dict(self):
+        """The report as JSON takes it."""
+        result = self._asdict()
+        for field in ("sizes", "trial", "covered"):
+            result[field] = [row._asdict() for row in getattr(self, field)]
+        result["layers"] = [{**row._asdict(), "shape": list(row.shape)} for row in self.layers]
+        result.update(notes=list(self.notes), advice=list(self.advice),
+                      multiply_adds=self.multiply_adds,
+                      expected_multiply_adds=self.expected_multiply_adds)
+        return result
+
+    def save_html(self, path, *, overwrite=False):
+        """Writes the report as one page that needs nothing else, and returns its path.
+
+        Args:
+            path: where; the folder must exist.
+            overwrite: replace a file that is there.
+
+        Raises:
+            FileExistsError: there is one and `overwrite` is False.
+        """
+        return files.write(path, page.html(self).encode(), overwrite=overwrite)
+
+    def __str__(self):
+        return "\n".join([
+            *table(("file", "bytes", "zipped"),
+                   [(s.file, f"{s.bytes:,}", f"{s.zipped:,}") for s in self.sizes]),
+            f"this file: {self.reason}",
+            *(f"done: {note}" for note in self.notes),
+            "",
+            *layer_table(self.layers),
+            "",
+            f"multiply-adds: {self.multiply_adds:,}; without the zeros that sparse kernels leave "
+            f"out: {self.expected_multiply_adds:,}",
+            f"greatest difference of an output from the model's: {self.difference:.1e}",
+            *(f"beside its dense twin, {said(outcome)}" for outcome in self.trial),
+            *(f"{c.generation}: {c.verdict}{', ' if c.why else ''}{c.why}" for c in self.covered),
+            *(f"note: {sentence}" for sentence in self.advice),
+        ])
+
+
+def said(outcome):
+    """A trial's outcome as text."""
+    if outcome.failure is not None:
+        return f"{outcome.kernels}: {outcome.failure}"
+    return f"{outcome.kernels}: {outcome.difference:.1e} of the greatest output"
+
+
+def layer_table(rows):
+    """Lines of a table with a row per weight, and below it why, and what would change it."""
+    cells = [(row.name, row.operator, "x".join(map(str, row.shape)), row.dtype,
+              f"{row.sparsity:.4f}", row.encoding, f"{row.bytes_dense:,}", f"{row.bytes:,}",
+              f"{row.lower_bound:,}", "sparse" if row.runs_sparse else "dense") for row in rows]
+    yield from table(("weight", "operator", "shape", "stored as", "zeros", "encoding", "dense",
+                      "bytes", "least", "runs"), cells, left=(0, 1, 2, 3, 5, 9))
+    groups = {}
+    for row in rows:
+        groups.setdefault((row.runs_sparse, row.why, row.change), []).append(row.name)
+    for (runs, why, change), names in groups.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        help_ = f"; to change it: {change}" if change and not runs else ""
+        yield f"{'sparse' if runs else 'dense'}: {names[0]}{more}: {why}{help_}"
+
+
+def table(heads, rows, left=(0,)):
+    """Lines of a plain-text table; columns in `left` are set to the left."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    for row in (heads, *rows):
+        yield "  ".join(f"{cell:{'<' if i in left else '>'}{width}}"
+                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip()

@@ -1,0 +1,132 @@
+"""A .tflite file loaded into LiteRT, ready to run, with the kernels that one asks for.
+
+A wrong file may crash the process. `trial.py` and `benchmark.py` load files in a child.
+"""
+
+import re
+
+import numpy as np
+
+# XNNPACK is what applications get; the others run where it is left out or refuses an operator.
+KERNELS = ("XNNPACK", "built-in", "reference")
+COMPILED = "CompiledModel"  # LiteRT's newer interface, with XNNPACK
+
+
+class Runner:
+    """A file in LiteRT's interpreter.
+
+    Args:
+        tflite: the file's bytes.
+        kernels: one of KERNELS.
+        threads: how many the kernels may use.
+
+    Raises:
+        ValueError: LiteRT refuses the file; the text is LiteRT's.
+    """
+
+    def __init__(self, tflite, kernels="XNNPACK", threads=1):
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = {
+            "XNNPACK": OpResolverType.AUTO,
+            "built-in": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            "reference": OpResolverType.BUILTIN_REF,
+        }[kernels]
+        try:
+            self._interpreter = Interpreter(
+                model_content=tflite,
+                experimental_op_resolver_type=resolver,
+                num_threads=threads,
+            )
+            self._interpreter.allocate_tensors()
+        except RuntimeError as error:
+            raise ValueError(f"LiteRT cannot load the file: {error}") from error
+        self._inputs, self._outputs = self._details()
+        self.inputs = {
+            name: (tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]))
+            for name, detail in self._inputs.items()
+        }
+
+    def _details(self):
+        if self._interpreter.get_signature_list():
+            signature = self._interpreter.get_signature_runner()
+            return signature.get_input_details(), signature.get_output_details()
+        # a file without a signature: the names of its tensors
+        return tuple(
+            {detail["name"]: detail for detail in details}
+            for details in (
+                self._interpreter.get_input_details(),
+                self._interpreter.get_output_details(),
+            )
+        )
+
+    def set(self, inputs):
+        """Puts a batch of the file's own size in, by name."""
+        for name, detail in self._inputs.items():
+            self._interpreter.set_tensor(detail["index"], inputs[name])
+
+    def run(self):
+        """Computes the outputs."""
+        self._interpreter.invoke()
+
+    def get(self):
+        """The outputs by name."""
+        return {
+            name: self._interpreter.get_tensor(detail["index"])
+            for name, detail in self._outputs.items()
+        }
+
+
+class CompiledRunner:
+    """A file in LiteRT's CompiledModel; the interface of `Runner`."""
+
+    def __init__(self, tflite, threads=1):
+        from ai_edge_litert.compiled_model import (
+            CompiledModel,
+            CpuKernelMode,
+            CpuOptions,
+            HardwareAccelerator,
+            Options,
+        )
+
+        options = Options(
+            hardware_accelerators=HardwareAccelerator.CPU,
+            cpu_options=CpuOptions(num_threads=threads, kernel_mode=CpuKernelMode.XNNPACK),
+        )
+        try:
+            self._model = CompiledModel.from_buffer(tflite, options=options)
+            self._buffers = self._model.create_input_buffers(0), self._model.create_output_buffers(0)
+        except RuntimeError as error:
+            raise ValueError(f"LiteRT cannot load the file: {error}") from error
+        key = next(iter(self._model.get_signature_list()))
+        self._outputs = self._model.get_output_tensor_details(key)
+        self.inputs = {
+            name: (tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]))
+            for name, detail in self._model.get_input_tensor_details(key).items()
+        }
+
+    def set(self, inputs):
+        """Puts a batch of the file's own size in, by name."""
+        for buffer, name in zip(self._buffers[0], self.inputs):
+            buffer.write(np.ascontiguousarray(inputs[name]))
+
+    def run(self):
+        """Computes the outputs."""
+        self._model.run_by_index(0, *self._buffers)
+
+    def get(self):
+        """The outputs by name."""
+        outputs = {}
+        for buffer, (name, detail) in zip(self._buffers[1], self._outputs.items()):
+            shape = [int(size) for size in detail["shape"]]
+            values = buffer.read(int(np.prod(shape)), np.dtype(detail["dtype"]).type)
+            outputs[name] = np.array(values).reshape(shape)
+        return outputs
+
+
+def nested(outputs):
+    """Outputs by name as Keras nests them: an array, a list of arrays, or the dict."""
+    if not all(re.fullmatch(r"output_\d+", name) for name in outputs):
+        return outputs
+    listed = [outputs[f"output_{i}"] for i in range(len(outputs))]
+    return listed[0] if len(listed) == 1 else listed
