@@ -1,0 +1,134 @@
+"""Files to an emulated ARM machine and their outcomes back."""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from arm import graphs
+from tflite_export import store
+
+TOOLS = Path(__file__).parents[2] / "tools" / "arm"
+GENERATIONS = {"1.2": "litert 1.2", "1.4": "litert 1.4-2.1", "2.0": "litert 1.4-2.1",
+               "2.1": "litert 1.4-2.1", "2.2": "litert 2.2+", "2.3": "litert 2.2+"}
+FLOAT_TOLERANCE = 1e-5  # float32 sums in another order, relative to the greatest output
+MULTIPLY_ADDS = slice(1, 3)  # float and int8, of the counts of tools/arm/insn.c
+
+
+def files():
+    """{name: (file, greatest relative error that rounding explains)}"""
+    result = {}
+    for name, graph in {**graphs.CLUSTERS, **graphs.RANDOM}.items():
+        dense, tolerance = graph(), getattr(graph, "tolerance", FLOAT_TOLERANCE)
+        for storage in ("float", "int8"):
+            sparse = store.store(dense, store.Policy("size", storage == "int8")).tflite
+            result[f"{name}/{storage}"] = sparse, tolerance
+    for name, graph in graphs.ENCODINGS.items():
+        result[f"encoding/{name}"] = graph(), graph.tolerance
+    return result
+
+
+def outcomes(environment, version, named, timeout=600):
+    """What one version of LiteRT makes of the files, on emulated ARM.
+
+    Args:
+      environment: the folder that tools/arm/setup has made.
+      version: of LiteRT, one that is in the folder.
+      named: as `files` returns it.
+      timeout: seconds for one start of the emulator.
+
+    Returns:
+      {name: {"outcome": "sparse" | "dense" | "wrong", "how": what is wrong, "error": greatest
+      relative error, "multiply_adds": executed, "multiply_adds_dense": by the dense twin}}.
+    """
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        places = {name: str(number) for number, name in enumerate(named)}
+        for name, place in places.items():
+            _write(Path(folder, place), named[name][0])
+        left = list(places)
+        while left:
+            events, how = _emulate(environment, version, folder, [places[n] for n in left], timeout)
+            for name in list(left):
+                runs = events.get(places[name], {})
+                if "tflite" not in runs and how is None:
+                    raise RuntimeError(f"the emulator ended without a word on {name}")
+                left.remove(name)
+                result[name] = _outcome(runs, how, named[name][1])
+                if not runs.get("tflite", {}).get("done"):
+                    break  # the process died here: go on with the next file in a new one
+    return result
+
+
+def _write(path, tflite):
+    """The file, its dense twin, inputs and expected outputs for emulated.py."""
+    twin = store.dense_twin(tflite)
+    inputs, expected = run_here(twin)
+    path.with_suffix(".tflite").write_bytes(tflite)
+    path.with_suffix(".twin.tflite").write_bytes(twin)
+    np.savez(path.with_suffix(".npz"),
+             **{f"input{i:02}": value for i, value in enumerate(inputs)},
+             **{f"output{i:02}": value for i, value in enumerate(expected)})
+
+
+def run_here(tflite, seed=0):
+    """(normal inputs, outputs) of a file with float inputs in this machine's LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter, draw = Interpreter(model_content=tflite), np.random.default_rng(seed)
+    interpreter.allocate_tensors()
+    inputs = []
+    for detail in interpreter.get_input_details():
+        inputs.append(draw.standard_normal(detail["shape"]).astype(np.float32))
+        interpreter.set_tensor(detail["index"], inputs[-1])
+    interpreter.invoke()
+    return inputs, [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
+
+
+def _emulate(environment, version, folder, places, timeout):
+    """({place: {kind: what emulated.py said}}, how the process died or None)"""
+    plugin, counts = Path(environment, "insn.so"), Path(folder, "counts")
+    counts.unlink(missing_ok=True)
+    variables = {"QEMU_PLUGIN": f"file={plugin.resolve()}", "INSN_OUT": str(counts)}
+    try:
+        done = subprocess.run(
+            [TOOLS / "arm-python", environment, "--litert", version,
+             Path(__file__).with_name("emulated.py"), folder, *places],
+            capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables})
+        printed, how = done.stdout, None
+        if done.returncode:
+            how = f"process ended with status {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        printed, how = error.stdout.decode(), f"no answer within {timeout} s"
+    events, lines = {}, iter(counts.read_text().splitlines() if counts.exists() else [])
+    for line in printed.splitlines():
+        if not line.startswith("{"):
+            continue
+        event = json.loads(line)
+        run = events.setdefault(event["name"], {}).setdefault(event["kind"], {})
+        if "ran" in event:
+            run.update(event, done=True)
+            if event["ran"]:
+                run["multiply_adds"] = sum(map(int, next(lines).split()[MULTIPLY_ADDS]))
+    return events, how
+
+
+def _outcome(runs, how, tolerance):
+    twin, run = runs.get("twin.tflite", {}), runs.get("tflite", {})
+    if not twin.get("ran") or twin["error"] is None or twin["error"] > tolerance:
+        return {"outcome": "no twin", "how": f"the dense file itself fails: {twin or how}"}
+    if not run.get("done"):
+        return {"outcome": "wrong", "how": how}
+    if not run["ran"]:
+        return {"outcome": "wrong", "how": "not loaded: " + run["message"].strip().split("\n")[0]}
+    result = {"error": run["error"], "multiply_adds": run["multiply_adds"],
+              "multiply_adds_dense": twin["multiply_adds"]}
+    if run["error"] is None:
+        return {"outcome": "wrong", "how": "NaN, or outputs of another shape", **result}
+    if run["error"] > tolerance:
+        return {"outcome": "wrong", "how": f"relative error {run['error']:.1g}", **result}
+    same = run["multiply_adds"] == twin["multiply_adds"]
+    return {"outcome": "dense" if same else "sparse", **result}
