@@ -1,0 +1,63 @@
+"""The State of Sparsity and its kin: list, run, sweep, plot and table of the recipes."""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
+
+from recipes import configuration, registry, runner  # noqa: E402
+
+USAGE = """\
+python -m recipes list                       the recipes; list NAME: the settings of one
+python -m recipes run NAME [key=value ...]   one run; the same command again does nothing
+"""
+
+
+def main(argv=None):
+    """Returns the exit status: 0, or 2 after a sentence on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {"list": list_recipes, "run": run}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    try:
+        if argv[0] not in commands:
+            raise ValueError(f"There is no command {argv[0]!r}. "
+                             f"{configuration.nearest(argv[0], commands)}")
+        commands[argv[0]](argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def list_recipes(words):
+    if words:
+        name, = words
+        module = registry.load(name)
+        print(f"{name}: {registry.first_line(module)}\n")
+        rows = list(configuration.describe(module.Configuration))
+        width = max(len(left) for left, _ in rows)
+        for left, right in rows:
+            print(f"  {left:{width}}  {right}")
+        return
+    for name in registry.RECIPES:
+        print(f"{name:28}{registry.first_line(registry.load(name))}")
+    for name in registry.PROGRAMS:
+        print(f"{name:28}a program of its own: python -m recipes.{name} --help")
+
+
+def run(words):
+    name, words = _name(words, "run")
+    options, configured = runner.parse(name, words)
+    runner.run(name, configured, options)
+
+
+def _name(words, command):
+    if not words:
+        raise ValueError(f"{command} needs the name of a recipe: {', '.join(registry.RECIPES)}.")
+    return words[0], words[1:]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

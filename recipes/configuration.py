@@ -1,0 +1,152 @@
+"""The settings of a recipe: a frozen dataclass whose fields know their range and meaning.
+
+    @dataclasses.dataclass(frozen=True)
+    class Configuration:
+        technique: str = setting("dense", "how", choices=("dense", "magnitude"))
+        sparsity: float = setting(0.9, "zeros", least=0, below=1, only=("magnitude",))
+
+`parse(Configuration, ["sparsity=0.95"])` reads `key=value` words. A setting with `only` belongs to
+some techniques; elsewhere it is neither accepted nor part of the configuration that is recorded.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+
+
+def setting(default, meaning, *, choices=None, least=None, most=None, above=None, below=None,
+            only=None):
+    """A field: its default, what it means and what it may be (all bounds in the field's unit)."""
+    return dataclasses.field(default=default, metadata={
+        "meaning": meaning, "choices": choices, "least": least, "most": most, "above": above,
+        "below": below, "only": only})
+
+
+def default(kind, name, value):
+    """The setting `name` of another configuration, with another default."""
+    metadata = kind.__dataclass_fields__[name].metadata
+    return dataclasses.field(default=value, metadata=dict(metadata))
+
+
+def parse(kind, words):
+    """The configuration that `key=value` words ask for.
+
+    Raises:
+      ValueError: for a word without "=", an unknown key, a key given twice, a value that is not of
+        the setting's type or outside its range, a setting of another technique.
+    """
+    given = pairs(words)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    check_keys(given, fields)
+    configuration = kind(**{key: _value(fields[key], text) for key, text in given.items()})
+    for key in given:
+        if not applies(configuration, fields[key]):
+            raise ValueError(
+                f"{key} belongs to technique={' | '.join(fields[key].metadata['only'])}. "
+                f"Received: technique={configuration.technique}. Leave {key} out, or choose one of "
+                "these techniques.")
+    return configuration
+
+
+def pairs(words):
+    """{key: text} of `key=value` words."""
+    found = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"Settings are given as key=value, without spaces. Received: {word!r}")
+        if key in found:
+            raise ValueError(f"{key} is given twice: {key}={found[key]} and {key}={text}.")
+        found[key] = text
+    return found
+
+
+def check_keys(given, known):
+    for key in given:
+        if key not in known:
+            raise ValueError(f"There is no setting {key!r}. {nearest(key, known)}")
+
+
+def nearest(word, known):
+    """A sentence that names what was probably meant, or everything there is."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"There are: {', '.join(known)}."
+
+
+def _value(field, text):
+    """The text as the field's type, checked."""
+    limits, name = field.metadata, field.name
+    if field.type is str:
+        if limits["choices"] and text not in limits["choices"]:
+            raise ValueError(f"{name}={text}: {name} is one of {', '.join(limits['choices'])}. "
+                             f"{nearest(text, limits['choices'])}")
+        return text
+    try:
+        value = field.type(text)
+    except ValueError:
+        what = "an integer" if field.type is int else "a number"
+        raise ValueError(f"{name}={text}: {name} is {what}{_range(limits)}, for instance "
+                         f"{name}={field.default}.") from None
+    near = _nearest_in_range(value, limits, field.default)
+    if value != near:
+        raise ValueError(f"{name}={text}: {name} is a number{_range(limits)}. In range is, for "
+                         f"instance, {name}={near:g}.")
+    return value
+
+
+def _range(limits):
+    words = [f"{word} {limits[key]:g}" for key, word in
+             (("least", "from"), ("above", "above"), ("most", "up to"), ("below", "below"))
+             if limits[key] is not None]
+    return " " + " ".join(words) if words else ""
+
+
+def _nearest_in_range(value, limits, default):
+    """The value itself, the bound that it is beyond, or the default where the bound is excluded."""
+    least, most, above, below = (limits[key] for key in ("least", "most", "above", "below"))
+    if least is not None and value < least:
+        return least
+    if most is not None and value > most:
+        return most
+    outside = (not math.isfinite(value) or above is not None and value <= above
+               or below is not None and value >= below)
+    return default if outside else value
+
+
+def applies(configuration, field):
+    """Does the setting belong to the technique that the configuration has?"""
+    only = field.metadata["only"]
+    return only is None or configuration.technique in only
+
+
+def values(configuration):
+    """{key: value} of the settings that apply, in the order of the fields."""
+    return {field.name: getattr(configuration, field.name)
+            for field in dataclasses.fields(configuration) if applies(configuration, field)}
+
+
+def digest(recipe, configuration):
+    """Twelve hexadecimal digits that name a configuration."""
+    text = json.dumps([recipe, values(configuration)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def words(configuration):
+    """The `key=value` words that differ from the defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(configuration)}
+    return [f"{key}={value}" for key, value in values(configuration).items()
+            if value != defaults[key]]
+
+
+def describe(kind):
+    """A line for each setting: name, default, meaning, range, techniques."""
+    for field in dataclasses.fields(kind):
+        limits = field.metadata
+        allowed = ", ".join(limits["choices"]) if limits["choices"] else _range(limits).strip()
+        only = f"; only {', '.join(limits['only'])}" if limits["only"] else ""
+        yield (f"{field.name}={field.default}", limits["meaning"]
+               + (f" ({allowed})" if allowed else "") + only)

@@ -1,0 +1,74 @@
+"""Where a run happens: versions, backend, devices, memory."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import keras
+
+import tf_sparsity as ts
+
+PACKAGES = ("keras", "tensorflow", "jax", "numpy", "tensorboard", "keras-tuner")
+ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "XLA_FLAGS", "JAX_PLATFORMS",
+               "CUDA_VISIBLE_DEVICES")
+
+
+def versions():
+    """{package: version}; None for what is not installed."""
+    return {"tf_sparsity": ts.__version__, "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def where():
+    """The backend, its devices, the processor's cores, and the environment that changes them."""
+    return {"backend": keras.config.backend(), "devices": _devices(),
+            "platform": platform.platform(terse=True), "cores": os.cpu_count(),
+            "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
+
+
+def _devices():
+    if keras.config.backend() == "jax":
+        import jax
+
+        return [f"{device.platform}: {device.device_kind}" for device in jax.local_devices()]
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return [f"{device.device_type.lower()}: " + str(
+                    tf.config.experimental.get_device_details(device).get("device_name", "host"))
+                for device in tf.config.list_physical_devices()]
+    return keras.distribution.list_devices()
+
+
+def peak_memory():
+    """{"process": bytes, "device": bytes or None}: the most that this process has held."""
+    import resource  # POSIX only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "device": _device_peak()}
+
+
+def _device_peak():
+    if keras.config.backend() == "jax":
+        import jax
+
+        peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use")
+                 for device in jax.local_devices()]
+    elif keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        peaks = [tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"]
+                 for i in range(len(tf.config.list_physical_devices("GPU")))]
+    else:
+        peaks = []
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known else None

@@ -1,0 +1,30 @@
+"""The recipes that `python -m recipes` runs. Each is a module with
+
+- a docstring whose first line says what it is;
+- `Configuration`, a frozen dataclass of `configuration.setting`s with `technique`, `seed`, `epochs`;
+- `run(configuration, run)`, which trains and returns the final report, a dict for JSON;
+- `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, sentences that say how
+  the schedule differs from the paper's.
+"""
+
+import importlib
+
+from recipes.configuration import nearest
+
+RECIPES = ("sos_lenet_mnist",)
+# Programs of their own, python -m recipes.NAME --help
+PROGRAMS = ("digits_demo", "variational_dropout_mnist", "l0_mnist", "matched_mnist",
+            "tickets_mnist")
+
+
+def load(name):
+    """The module of a recipe."""
+    if name in PROGRAMS:
+        raise ValueError(f"{name} is a program of its own: python -m recipes.{name} --help")
+    if name not in RECIPES:
+        raise ValueError(f"There is no recipe {name!r}. {nearest(name, RECIPES)}")
+    return importlib.import_module(f"recipes.{name}")
+
+
+def first_line(module):
+    return module.__doc__.strip().splitlines()[0]

@@ -1,0 +1,189 @@
+"""Runs a recipe once: a folder for each configuration, a record of everything, no work twice.
+
+A run lives in RUNS/recipe/hash, where hash names its configuration. `record.json` says all about
+it: configuration, seed, versions, command, where it ran, the metrics of each epoch, the final
+report, seconds and peak memory. The same command again finds the record and does nothing; after an
+interruption it goes on from the backup of the last complete epoch.
+"""
+
+import contextlib
+import os
+import shlex
+import time
+from pathlib import Path
+
+import keras
+
+from recipes import configuration as settings
+from recipes import eventlog, machine, registry, training
+from recipes.files import read_json, replacing, write_json
+
+RUNS = "runs"
+# Where things lie on a machine, and what is written beside the record, is no setting of a run.
+OPTIONS = {"runs_dir": RUNS, "data_dir": None, "tensorboard": "yes"}
+
+
+def split(words):
+    """`(options, words of the configuration)`."""
+    given = settings.pairs(words)
+    options = OPTIONS | {key: given[key] for key in OPTIONS if key in given}
+    if options["tensorboard"] not in ("yes", "no"):
+        raise ValueError("tensorboard is yes or no. Received: "
+                         f"tensorboard={options['tensorboard']}")
+    return options, [f"{key}={value}" for key, value in given.items() if key not in OPTIONS]
+
+
+def parse(name, words):
+    """`(options, configuration)` of a recipe's command line; an unknown key names all that fit."""
+    kind = registry.load(name).Configuration
+    options, words = split(words)
+    known = [*kind.__dataclass_fields__, *OPTIONS]
+    settings.check_keys(settings.pairs(words), known)
+    return options, settings.parse(kind, words)
+
+
+def run(name, configuration, options=None, callbacks=()):
+    """The record of a configuration: of a run now, or of the run that was complete before.
+
+    Args:
+      name: of the recipe.
+      configuration: an instance of its `Configuration`.
+      options: {"runs_dir", "data_dir", "tensorboard"}, those of `OPTIONS` where left out.
+      callbacks: further Keras callbacks for the training.
+
+    Raises:
+      ValueError: if an interrupted run was begun on another backend or other versions: its
+        numbers would be of two.
+    """
+    this = Run(name, configuration, OPTIONS | (options or {}), callbacks)
+    with this.alone():
+        if this.complete:
+            print(f"{this.title}: complete, {this.folder}", flush=True)
+        else:
+            this.execute()
+        return read_json(this.path)
+
+
+class Run:
+    """What a recipe sees of its run.
+
+    Attributes:
+      folder: where everything of it lies.
+      options: {"runs_dir", "data_dir", "tensorboard"}.
+      configuration: what is asked for.
+    """
+
+    def __init__(self, name, configuration, options, callbacks=()):
+        self.recipe, self.configuration, self.options = name, configuration, options
+        self.callbacks = list(callbacks)
+        self.digest = settings.digest(name, configuration)
+        self.folder = Path(options["runs_dir"]) / name / self.digest
+        self.path = self.folder / "record.json"
+        self.backup = None
+        self.record = None
+
+    @property
+    def title(self):
+        return " ".join([self.recipe, *settings.words(self.configuration)])
+
+    @property
+    def complete(self):
+        return self.path.exists() and read_json(self.path)["status"] == "complete"
+
+    @contextlib.contextmanager
+    def alone(self):
+        """One process at a time; a killed one leaves nothing locked."""
+        import fcntl  # POSIX only
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{self.title}: waiting for another process that runs it", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def execute(self):
+        module = registry.load(self.recipe)
+        self._begin(module)
+        print(f"{self.title}: {'going on' if self.record['sessions'] > 1 else 'begins'} in "
+              f"{self.folder}", flush=True)
+        started, before = time.monotonic(), self.record["seconds"]
+        self.elapsed = lambda: round(before + time.monotonic() - started, 3)
+        report = module.run(self.configuration, self)
+        self._save(status="complete", report=report)
+        eventlog.finish(self)
+        if self.backup is not None:
+            self.backup.finish()
+        print(f"{self.title}: accuracy {report['accuracy']:.4f}, sparsity "
+              f"{report['sparsity']:.4f}, {training.duration(self.record['seconds'])}", flush=True)
+
+    def _begin(self, module):
+        """The record as it is before training; a resumed run keeps what it has."""
+        now = {"versions": machine.versions(), "where": machine.where()}
+        if self.path.exists():
+            self.record = read_json(self.path)
+            self._check_same(now)
+            self.record["sessions"] += 1
+        else:
+            self.record = {
+                "recipe": self.recipe, "digest": self.digest, "status": "running",
+                "configuration": settings.values(self.configuration),
+                "seed": self.configuration.seed, "command": self.command(),
+                "differences": list(module.DIFFERENCES), **now,
+                "tensorboard": eventlog.status(self.options), "sessions": 1, "seconds": 0.0,
+                "peak_memory": {"process": 0, "device": None}, "epochs": [], "report": None}
+        write_json(self.path, self.record)
+
+    def _check_same(self, now):
+        then = {"backend": self.record["where"]["backend"], **self.record["versions"]}
+        here = {"backend": now["where"]["backend"], **now["versions"]}
+        changed = [f"{name} {then[name]} (now {here[name]})" for name in then
+                   if then[name] != here[name]]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds an interrupted run of {', '.join(changed)}. To go on, use "
+                "what it began with (KERAS_BACKEND for the backend); to begin anew, remove the "
+                "folder or give another runs_dir.")
+
+    def _save(self, **changes):
+        peak, now = self.record["peak_memory"], machine.peak_memory()
+        self.record.update(
+            seconds=self.elapsed(),
+            peak_memory={key: max(peak[key] or 0, now[key] or 0) or None for key in now}, **changes)
+        write_json(self.path, self.record)
+
+    def command(self):
+        """The command line that repeats the run, with the environment that changes it."""
+        environment = [f"{name}={value}" for name, value in machine.where()["environment"].items()]
+        return shlex.join([f"KERAS_BACKEND={keras.config.backend()}", *environment, "python", "-m",
+                           "recipes", "run", self.recipe, *settings.words(self.configuration)])
+
+    # ---- for recipes
+
+    def fit(self, model, batches, validation, epochs):
+        """Trains the compiled model, or goes on with it; its metrics go into the record."""
+        log = eventlog.callbacks(self)
+        self.backup = training.fit(model, batches, validation, epochs=epochs,
+                                   folder=self.folder / "backup", note=self._note,
+                                   callbacks=[*self.callbacks, *log])
+        self._note(self.backup.epochs)
+
+    def _note(self, epochs):
+        self._save(epochs=epochs)
+
+    def of(self, configuration):
+        """Another run of this recipe, which this one needs; it is made if it is not there."""
+        run(self.recipe, configuration, self.options)
+        return Run(self.recipe, configuration, self.options)
+
+    def result(self):
+        """The record on disk."""
+        return read_json(self.path)
+
+    def keep(self, name, write):
+        """Writes a file of the run, whole, by `write(path)`."""
+        with replacing(self.folder / name) as path:
+            write(path)
+

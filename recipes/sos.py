@@ -1,0 +1,304 @@
+"""The State of Sparsity's experiments on one network: techniques at a sparsity, and what becomes of
+their masks (Gale, Elsen and Hooker 2019, arXiv:1902.09574, and its code,
+google-research/google-research, state_of_sparsity).
+
+All techniques start at the same initial weights and see the same batches, for the same seed.
+
+- dense: no sparsity. random, magnitude: pruned along the cubic schedule; pruned weights may return
+  under magnitude (`revive`), as in the paper's code.
+- variational_dropout, l0, continuous_sparsification: learned; by rank they keep exactly as many
+  weights as asked when training is over. Training does not see how many, so that one training, that
+  of sparsity `RANKED_AT`, serves all of them.
+- scratch_e, scratch_b: the masks of the magnitude run with the same settings, other initial
+  weights, and the same budget or `BUDGET` times as much with the schedule stretched.
+- lottery: the same masks, the initial weights, or those after `rewind_step` steps.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+import tf_sparsity as ts
+from recipes.configuration import setting
+from recipes.training import Batches, Order
+
+PRUNED = ("random", "magnitude")
+LEARNED = ("variational_dropout", "l0", "continuous_sparsification")
+SCRATCH = ("scratch_e", "scratch_b")
+UNDER_A_MASK = (*SCRATCH, "lottery")
+BY_SCHEDULE = (*PRUNED, *UNDER_A_MASK)  # a mask is that of a magnitude run
+SPARSE = (*PRUNED, *LEARNED, *UNDER_A_MASK)
+TECHNIQUES = ("dense", *SPARSE)
+
+RANKED_AT = 0.9  # the sparsity whose run holds the training that all others are ranked from
+SCRATCH_SEED = 1000  # added to the seed for the weights that scratch runs begin with
+BUDGET = 2  # of scratch_b: the time multiplier in rn50_scratch_lr_scaled.csv
+LAST_SPARSITY = 0.8  # of the last layer under "extended", as in the paper's code
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the recipes of the paper have in common; each sets its own defaults."""
+
+    technique: str = setting("magnitude", "how the network becomes sparse", choices=TECHNIQUES)
+    sparsity: float = setting(0.9, "fraction of zeros of all kernels", least=0, below=1,
+                              only=SPARSE)
+    distribution: str = setting("uniform", "how the zeros are shared out among the kernels",
+                                choices=("uniform", "erk", "global", "extended"), only=BY_SCHEDULE)
+    initialization: str = setting("plain", "initial weights of a scratch run",
+                                  choices=("plain", "augmented"), only=SCRATCH)
+    rewind_step: int = setting(0, "optimizer step whose weights the ticket starts at", least=0,
+                               only=("lottery",))
+    reach: str = setting("rank", "how the sparsity is met", choices=("rank", "controller"),
+                         only=LEARNED)
+    seed: int = setting(0, "of initial weights, order of the data and noise", least=0)
+    holdout: int = setting(0, "training images kept out, to choose settings by", least=0)
+    epochs: int = setting(10, "of one training", least=1)
+    batch: int = setting(100, "examples in a step", least=1)
+    rate: float = setting(1e-3, "learning rate at the start", least=0)
+    pruning_begin: float = setting(0.1, "share of the run at which pruning begins", least=0, most=1,
+                                   only=BY_SCHEDULE)
+    pruning_end: float = setting(0.7, "share of the run at which it ends", least=0, most=1,
+                                 only=BY_SCHEDULE)
+    frequency: int = setting(100, "steps between two updates", least=1, only=SPARSE)
+    warm_up: float = setting(0.2, "share of the run in which the penalty rises", least=0, most=1,
+                             only=("variational_dropout", "l0"))
+    scale: float = setting(1.0, "of the penalty, times 1 / training images", least=0,
+                           only=("variational_dropout", "l0"))
+    initial_keep: float = setting(0.9, "probability that a gate is open at first", above=0, below=1,
+                                  only=("l0",))
+    annealing: float = setting(0.9, "share of the run in which the mask becomes a step", least=0,
+                               most=1, only=("continuous_sparsification",))
+    s0: float = setting(0.0, "where the gates start", only=("continuous_sparsification",))
+    gate_penalty: float = setting(1e-8, "of each open gate", least=0,
+                                  only=("continuous_sparsification",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network and its data.
+
+    Attributes:
+      network: a function that builds it, with new initial weights.
+      train, test: (images, classes).
+      optimizer: a function (configuration, steps of the run) -> a new Keras optimizer.
+      first: regular expression of the kernels that "extended" leaves dense, or None.
+      last: of those that it prunes to `LAST_SPARSITY` at most.
+      augment: as in `Batches`.
+    """
+
+    network: Callable
+    train: tuple
+    test: tuple
+    optimizer: Callable
+    last: str
+    first: str | None = None
+    augment: Callable | None = None
+
+
+def perform(c, run, task):
+    """Does what the configuration asks for; returns the final report."""
+    if c.technique in LEARNED and c.reach == "rank" and c.sparsity != RANKED_AT:
+        return _ranked_anew(c, run, task)
+    train, kept_out = _held_out(task.train, c.holdout)
+    epochs = c.epochs * (BUDGET if c.technique == "scratch_b" else 1)
+    steps = epochs * -(-len(train[0]) // c.batch)
+    batches = Batches(*train, c.batch, c.seed, task.augment)
+    model = _starting_point(c, run, task, batches, steps)
+    _compile(model, task.optimizer(c, steps))
+    run.fit(model, batches, kept_out or task.test, epochs)
+    if c.technique == "magnitude":
+        run.keep("masks.npz", lambda path: np.savez_compressed(path, **masks(model)))
+    if c.technique in LEARNED and c.reach == "rank":
+        run.keep("trained.npz", lambda path: np.savez(path, *map(np.asarray, model.weights)))
+    return report(model, task.test, kept_out) | {"steps": steps}
+
+
+def _compile(model, optimizer):
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                  metrics=["accuracy"])
+
+
+def _held_out(train, count):
+    """`(training examples, those kept out or None)`."""
+    if not count:
+        return train, None
+    if count >= len(train[0]):
+        raise ValueError(f"holdout={count}: there are {len(train[0])} training images.")
+    return tuple(a[:-count] for a in train), tuple(a[-count:] for a in train)
+
+
+def _starting_point(c, run, task, batches, steps):
+    """The model before its first step, sparsified, uncompiled."""
+    keras.utils.set_random_seed(c.seed)
+    model = task.network()
+    if c.technique == "dense":
+        return model
+    if c.technique in UNDER_A_MASK:
+        return _under_a_mask(c, run, task, model, batches, steps)
+    return ts.sparsify(model, method(c, steps, len(batches.images), model, task))
+
+
+# ---- techniques
+
+
+def method(c, steps, num_samples, model, task):
+    """The method of a technique, for a run of so many steps."""
+    if c.technique in PRUNED:
+        return _pruning(c, steps, model, task)
+    asked = {"target_sparsity": c.sparsity, "reach": c.reach, "frequency": c.frequency}
+    if c.technique == "continuous_sparsification":
+        return ts.ContinuousSparsification(max(1, round(c.annealing * steps)), s0=c.s0,
+                                           scale=c.gate_penalty, **asked)
+    asked |= {"scale": c.scale, "ramp": ts.Ramp(0, max(1, round(c.warm_up * steps)))}
+    if c.technique == "l0":
+        return ts.L0Regularization(num_samples, initial_keep=c.initial_keep, **asked)
+    return ts.VariationalDropout(num_samples, **asked)
+
+
+def _pruning(c, steps, model, task):
+    if c.pruning_begin >= c.pruning_end:
+        raise ValueError(f"pruning_begin={c.pruning_begin:g} must be below "
+                         f"pruning_end={c.pruning_end:g}.")
+    sparsity, distribution = c.sparsity, c.distribution
+    if distribution == "extended":
+        sizes = {row.name: row.size for row in ts.report(model).rows}
+        sparsity, distribution = extended(sizes, c.sparsity, task.first, task.last)
+    begin = round(c.pruning_begin * steps)
+    schedule = ts.PolynomialDecay(0.0, sparsity, begin,
+                                  max(begin + 1, round(c.pruning_end * steps)),
+                                  frequency=c.frequency)
+    if c.technique == "random":
+        return ts.RandomPruning(schedule, distribution=distribution, seed=c.seed)
+    return ts.MagnitudePruning(schedule, distribution=distribution, revive=True)
+
+
+def extended(sizes, sparsity, first, last):
+    """The paper's extended magnitude pruning: `(sparsity of the other kernels, map)`.
+
+    The first kernels stay dense and the last are pruned to 0.8 (or to the sparsity, if that is
+    less), so that the others must be sparser for all of them together to meet the sparsity. The
+    paper rounds that number; here it is solved.
+
+    Args:
+      sizes: {kernel path: number of weights}.
+      sparsity: fraction of zeros of all of them, in [0, 1).
+      first, last: regular expressions; first may be None.
+
+    Raises:
+      ValueError: if the others would have to be empty.
+    """
+    fixed = {last: min(LAST_SPARSITY, sparsity)} | ({first: 0.0} if first else {})
+    of = {path: next((s for pattern, s in fixed.items() if re.search(pattern, path)), None)
+          for path in sizes}
+    zeros = sparsity * sum(sizes.values()) - sum(
+        sizes[path] * s for path, s in of.items() if s is not None)
+    others = sum(sizes[path] for path, s in of.items() if s is None)
+    if zeros >= others:
+        raise ValueError(
+            f"distribution=extended cannot reach a sparsity of {sparsity:g} here: {first or last} "
+            "would keep more weights than that leaves. Use erk or global, or a lower sparsity.")
+    return zeros / others, fixed
+
+
+# ---- under the masks of another run
+
+
+def masks(model):
+    """{kernel path: boolean array, True where a weight is kept}."""
+    return {f"{layer.name}/{name}": np.asarray(state["mask"]) != 0
+            for layer in model.layers if isinstance(layer, ts.layers.SparseLayer)
+            for name, state in layer.state.items()}
+
+
+def _under_a_mask(c, run, task, model, batches, steps):
+    magnitude = run.of(dataclasses.replace(c, technique="magnitude"))
+    if c.technique in SCRATCH:
+        keras.utils.set_random_seed(c.seed + SCRATCH_SEED)
+        model = task.network()
+        if c.initialization == "augmented":
+            augment_initial_weights(model, c.sparsity, c.seed + SCRATCH_SEED)
+    elif c.rewind_step:
+        model = _after(c, task, model, batches, steps)
+    sparse = ts.sparsify(model, ts.FixedMask())
+    with np.load(magnitude.folder / "masks.npz") as kept:
+        for layer in sparse.layers:
+            for name, state in getattr(layer, "state", {}).items():
+                state["mask"].assign(kept[f"{layer.name}/{name}"].astype("float32"))
+    return sparse
+
+
+def _after(c, task, model, batches, steps):
+    """The network after `rewind_step` steps of dense training."""
+    if c.rewind_step > c.pruning_begin * steps:
+        raise ValueError(
+            f"rewind_step={c.rewind_step} comes after pruning begins (step "
+            f"{round(c.pruning_begin * steps)} of {steps}), so that the dense weights of that step "
+            "are not those of the run that the masks come from. Rewind to an earlier step.")
+    search = ts.TicketSearch(ts.MagnitudePruning(ts.ConstantSparsity(c.sparsity, 0)), rounds=1,
+                             rewind_step=c.rewind_step, seed=c.seed)
+    return search.rewind_point(model, lambda m: _compile(m, task.optimizer(c, steps)), batches,
+                               epochs=c.epochs, shuffle=False, verbose=0,
+                               callbacks=[Order(batches)])
+
+
+def augment_initial_weights(model, sparsity, seed):
+    """The paper's "sparse" initial weights: variances of the fans that a mask leaves.
+
+    Dense kernels: U(-L, L), L = sqrt(6 / ((1 - s) (fan in + fan out))). Convolutions: N(0, 2 / n),
+    n = places x filters (1 - s).
+    """
+    for index, layer in enumerate(model.layers):
+        shape = tuple(layer.kernel.shape) if hasattr(layer, "kernel") else ()
+        generator = np.random.default_rng([seed, index])
+        if len(shape) == 2:
+            limit = math.sqrt(6 / ((1 - sparsity) * sum(shape)))
+            layer.kernel.assign(generator.uniform(-limit, limit, shape))
+        elif len(shape) == 4:
+            fan_out = shape[0] * shape[1] * shape[3] * (1 - sparsity)
+            layer.kernel.assign(generator.normal(0, math.sqrt(2 / fan_out), shape))
+
+
+# ---- learned methods, by rank
+
+
+def _ranked_anew(c, run, task):
+    """The training of another sparsity, ranked for this one."""
+    source = run.of(dataclasses.replace(c, sparsity=RANKED_AT))
+    train, kept_out = _held_out(task.train, c.holdout)
+    steps = c.epochs * -(-len(train[0]) // c.batch)
+    network = task.network()
+    model = ts.sparsify(network, method(c, steps, len(train[0]), network, task))
+    with np.load(source.folder / "trained.npz") as trained:
+        for variable, value in zip(model.weights, trained.values(), strict=True):
+            if variable.name != "sparsity_clock":  # so that the ranking is due
+                variable.assign(value)
+    ts.update(model)
+    return report(model, task.test, kept_out) | {"steps": steps, "trained_in": source.digest}
+
+
+# ---- figures
+
+
+def report(model, test, kept_out):
+    """The final figures of a trained model, for JSON."""
+    found = ts.report(model)
+    size, zeros = found.total("size"), found.total("zeros")
+    figures = {"accuracy": accuracy(model, test), "sparsity": found.sparsity,
+               "natural": found.natural, "size": size, "zeros": zeros,
+               "compression": size / (size - zeros) if size > zeros else None,
+               "kernels": [{"name": row.name, "shape": list(row.shape), "size": row.size,
+                            "zeros": row.zeros, "sparsity": row.sparsity} for row in found.rows]}
+    if kept_out is not None:
+        figures["holdout_accuracy"] = accuracy(model, kept_out)
+    return figures
+
+
+def accuracy(model, examples):
+    """The fraction of the images that get their class."""
+    images, classes = examples
+    return float((model.predict(images, batch_size=500, verbose=0).argmax(-1) == classes).mean())

@@ -1,0 +1,175 @@
+"""One training that a kill cannot hurt: ordered data, a backup after each epoch, a line for each."""
+
+import shutil
+import sys
+import time
+
+import keras
+import numpy as np
+
+import tf_sparsity as ts
+from recipes.files import read_json, write_json
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches whose order is a function of (seed, epoch) alone.
+
+    Args:
+      images, classes: arrays of equal length.
+      size: examples of a batch; the last one of an epoch may be smaller.
+      seed: integer >= 0.
+      augment: a function (images, generator) -> images, or None.
+    """
+
+    def __init__(self, images, classes, size, seed, augment=None):
+        super().__init__()
+        self.images, self.classes, self.size = images, classes, size
+        self.seed, self.augment = seed, augment
+        self.begin(0)
+
+    def begin(self, epoch):
+        self.epoch = epoch
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+
+    def __len__(self):
+        return -(-len(self.images) // self.size)
+
+    def __getitem__(self, index):
+        chosen = self.order[index * self.size:(index + 1) * self.size]
+        images = self.images[chosen]
+        if self.augment is not None:
+            generator = np.random.default_rng([self.seed, self.epoch, index])
+            images = self.augment(images, generator)
+        return images, self.classes[chosen]
+
+
+class Order(keras.callbacks.Callback):
+    """Tells the batches which epoch begins: after a resume it is not the first."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.begin(epoch)
+
+
+class Backup(keras.callbacks.Callback):
+    """keras.callbacks.BackupAndRestore, whose files and metrics change together.
+
+    It writes weights and epoch number one after the other, in place; a kill in between would leave
+    the weights of one epoch with the number of another. Here each epoch is saved in a folder of its
+    own, and a small file names the folder that is complete.
+
+    Args:
+      folder: where backups are kept, until `finish` is called.
+      note: a function that is given the metrics of all epochs after each backup.
+    """
+
+    def __init__(self, folder, note):
+        super().__init__()
+        self.folder, self.pointer, self.note = folder, folder / "complete.json", note
+        self.epochs = []  # the metrics of the epochs so far
+
+    def on_train_begin(self, logs=None):
+        if not self.pointer.exists():
+            return
+        complete = read_json(self.pointer)
+        self.epochs = complete["epochs"]
+        self._keras(complete["folder"]).on_train_begin()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        self.epochs.append({"epoch": epoch + 1, **metrics,
+                            "seconds": round(time.monotonic() - self.started, 3)})
+        name = f"epoch{epoch + 1}"
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # what a kill has left
+        self._keras(name).on_epoch_end(epoch)
+        write_json(self.pointer, {"folder": name, "epochs": self.epochs})
+        for old in self.folder.glob("epoch*"):
+            if old.name != name:
+                shutil.rmtree(old)
+        self.note(self.epochs)
+
+    def finish(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _keras(self, name):
+        callback = keras.callbacks.BackupAndRestore(str(self.folder / name))
+        callback.set_model(self.model)
+        return callback
+
+
+class Progress(keras.callbacks.Callback):
+    """A line for each epoch, with an estimate of what remains; on a terminal, a bar within it."""
+
+    WIDTH, EVERY = 24, 0.5  # characters; seconds between two bars
+
+    def __init__(self, backup):
+        super().__init__()
+        self.backup = backup
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = f"epoch {epoch + 1}/{self.params['epochs']}"
+        self.drawn = time.monotonic() if sys.stdout.isatty() else float("inf")
+
+    def on_train_batch_end(self, batch, logs=None):
+        if time.monotonic() - self.drawn > self.EVERY:
+            self.drawn = time.monotonic()
+            done = (batch + 1) / self.params["steps"]
+            bar = "#" * round(done * self.WIDTH)
+            print(f"\r{self.now}  [{bar:{self.WIDTH}}] {done:4.0%}", end="", flush=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if sys.stdout.isatty():
+            print("\r\033[K", end="")
+        seconds = [entry["seconds"] for entry in self.backup.epochs]
+        recent = seconds[1:][-3:] or seconds  # the first one compiles
+        figures = "  ".join(f"{name} {logs[key]:.4f}" for key, name in
+                            (("loss", "loss"), ("val_accuracy", "accuracy"),
+                             ("sparsity", "sparsity")) if key in logs)
+        left = sum(recent) / len(recent) * (self.params["epochs"] - epoch - 1)
+        print(f"{self.now}  {figures}  {seconds[-1]:.1f} s  about {duration(left)} left",
+              flush=True)
+
+
+def duration(seconds):
+    """`41 s`, `2 min 05 s` or `3 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def fit(model, batches, validation, *, epochs, folder, note, callbacks=()):
+    """Trains a compiled model, or goes on where the backup in `folder` stands.
+
+    Args:
+      model: compiled; sparsified or dense.
+      batches: `Batches`.
+      validation: (images, classes) that are looked at after each epoch, for the record.
+      epochs: of the whole training.
+      folder: for the backups.
+      note: a function that is given the metrics of all epochs after each backup.
+      callbacks: further ones; they see `sparsity` in their logs.
+
+    Returns:
+      The backup: its `epochs` are the metrics, and `finish()` removes it once the result is safe.
+    """
+    backup = Backup(folder, note)
+    update = [ts.callbacks.SparsityUpdate()] if is_sparse(model) else []
+    model.fit(batches, epochs=epochs, shuffle=False, verbose=0, validation_data=validation,
+              validation_batch_size=500,
+              callbacks=[*update, ts.callbacks.SparsityLogger(), Order(batches), *callbacks, backup,
+                         Progress(backup)])
+    return backup
+
+
+def is_sparse(model):
+    """Does it have layers made by `ts.sparsify`?"""
+    return any(isinstance(layer, ts.layers.SparseLayer) for layer in model.layers)

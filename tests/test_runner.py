@@ -1,0 +1,485 @@
+"""`python -m recipes`: settings, run folders, records, and what a kill leaves."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+
+import tf_sparsity as ts
+from recipes import __main__ as command
+from recipes import arrays, configuration, machine, registry, runner, sos, training
+from recipes.configuration import setting
+
+pytestmark = pytest.mark.any_backend
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAME = "sos_lenet_mnist"
+# 1,437 digits in batches of 360: 4 steps in an epoch
+TINY = ("data=digits", "batch=360", "epochs=3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    technique: str = setting("red", "which", choices=("red", "green"))
+    share: float = setting(0.5, "how much", least=0, below=1)
+    seed: int = setting(0, "of everything", least=0)
+    depth: float = setting(1.0, "of the green", least=0, most=8, only=("green",))
+
+
+def parse(*words):
+    return configuration.parse(Colours, words)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the tiny recipe in a folder of its own; returns the record."""
+
+    def run(*words, callbacks=(), folder=tmp_path, name=NAME):
+        options, configured = runner.parse(name, [*TINY, *words, f"runs_dir={folder}",
+                                                  "tensorboard=no"])
+        return runner.run(name, configured, options, callbacks)
+
+    return run
+
+
+def folder_of(record, folder):
+    return folder / record["recipe"] / record["digest"]
+
+
+# ---- settings
+
+
+def test_words_become_typed_values():
+    assert parse() == Colours("red", 0.5, 0, 1.0)
+    found = parse("technique=green", "share=0.25", "seed=7", "depth=2")
+    assert found == Colours("green", 0.25, 7, 2.0)
+    assert isinstance(found.depth, float) and isinstance(found.seed, int)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["shar=0.1"], "no setting 'shar'. Did you mean share?"),
+    (["zzz=1"], "There are: technique, share, seed, depth."),
+    (["share"], "key=value, without spaces. Received: 'share'"),
+    (["seed=1", "seed=2"], "seed is given twice: seed=1 and seed=2"),
+    (["technique=gren"], "one of red, green. Did you mean green?"),
+    (["seed=1.5"], "seed=1.5: seed is an integer from 0, for instance seed=0"),
+    (["share=x"], "share is a number from 0 below 1"),
+    (["share=-1"], "In range is, for instance, share=0."),
+    (["share=1"], "In range is, for instance, share=0.5."),
+    (["share=nan"], "In range is, for instance, share=0.5."),
+    (["technique=green", "depth=9"], "In range is, for instance, depth=8."),
+    (["depth=2"], "depth belongs to technique=green. Received: technique=red"),
+])
+def test_a_bad_setting_names_the_way_out(words, said):
+    with pytest.raises(ValueError) as error:
+        parse(*words)
+    assert said in str(error.value)
+
+
+def test_the_hash_is_of_what_applies():
+    assert configuration.values(parse()) == {"technique": "red", "share": 0.5, "seed": 0}
+    name = configuration.digest("a", parse())
+    assert len(name) == 12 and int(name, 16) >= 0
+    assert name == configuration.digest("a", dataclasses.replace(parse(), depth=3.0))
+    others = {configuration.digest("a", parse(word)) for word in ("share=0.1", "seed=1",
+                                                                  "technique=green")}
+    assert len(others | {name, configuration.digest("b", parse())}) == 5
+
+
+def test_words_repeat_a_configuration():
+    found = parse("technique=green", "depth=2.5")
+    assert configuration.words(found) == ["technique=green", "depth=2.5"]
+    assert parse(*configuration.words(found)) == found
+
+
+# ---- the command line
+
+
+def test_list(capsys):
+    assert command.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in registry.RECIPES:
+        assert f"{name}  " in printed and registry.first_line(registry.load(name)) in printed
+    for name in registry.PROGRAMS:
+        assert f"python -m recipes.{name}" in printed
+    assert command.main(["list", NAME]) == 0
+    printed = capsys.readouterr().out
+    for field in registry.load(NAME).Configuration.__dataclass_fields__:
+        assert f"  {field}=" in printed
+
+
+@pytest.mark.parametrize("words, said", [
+    (["lst"], "no command 'lst'. Did you mean list?"),
+    (["run"], "run needs the name of a recipe: sos_lenet_mnist"),
+    (["run", "sos_lenet_mnst"], "no recipe 'sos_lenet_mnst'. Did you mean sos_lenet_mnist?"),
+    (["run", "l0_mnist"], "a program of its own: python -m recipes.l0_mnist"),
+    (["run", NAME, "epoch=1"], "no setting 'epoch'. Did you mean epochs"),
+    (["run", NAME, "run_dir=x"], "Did you mean runs_dir"),
+    (["run", NAME, "tensorboard=maybe"], "tensorboard is yes or no"),
+    (["run", NAME, "rewind_step=3"], "rewind_step belongs to technique=lottery"),
+])
+def test_a_bad_command_says_what_there_is(words, said, capsys):
+    assert command.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", registry.RECIPES)
+def test_every_grid_is_of_valid_configurations(name):
+    module = registry.load(name)
+    assert module.DIFFERENCES
+    for block in module.GRID:
+        for key, values in block.items():
+            for value in values:
+                words = {"technique": block["technique"][0], key: value}
+                configuration.parse(module.Configuration, [f"{k}={v}" for k, v in words.items()])
+
+
+# ---- runs
+
+
+def test_a_run_writes_its_record_and_the_same_again_is_a_no_op(run, tmp_path, capsys):
+    record = run("sparsity=0.75", "seed=3")
+    folder = folder_of(record, tmp_path)
+    assert json.loads((folder / "record.json").read_text()) == record
+    assert record["status"] == "complete" and record["sessions"] == 1
+    assert record["configuration"]["sparsity"] == 0.75 and record["seed"] == 3
+    assert "rewind_step" not in record["configuration"]
+    assert record["command"].startswith(f"KERAS_BACKEND={keras.config.backend()} ")
+    assert record["command"].endswith(
+        f"python -m recipes run {NAME} sparsity=0.75 seed=3 epochs=3 batch=360 data=digits")
+    assert record["versions"]["keras"] == keras.__version__
+    assert record["versions"]["tf_sparsity"] == ts.__version__
+    assert record["where"]["backend"] == keras.config.backend() and record["where"]["devices"]
+    assert record["seconds"] > 0 and record["peak_memory"]["process"] > 1e8
+    assert [entry["epoch"] for entry in record["epochs"]] == [1, 2, 3]
+    # Steps 1 (a tenth of 12) to 8: complete in the second epoch
+    assert [entry["sparsity"] for entry in record["epochs"]][1:] == [0.75, 0.75]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy", "seconds"} <= set(record["epochs"][0])
+    final = record["report"]
+    # 235,200, 30,000 and 1,000 weights
+    assert [kernel["zeros"] for kernel in final["kernels"]] == [176_400, 22_500, 750]
+    assert final["zeros"] == 199_650 and final["compression"] == 4.0
+    assert final["accuracy"] == pytest.approx(record["epochs"][-1]["val_accuracy"], abs=1e-6)
+    assert not (folder / "backup").exists()
+
+    said = capsys.readouterr().out
+    assert "epoch 3/3  loss " in said and "sparsity 0.7500" in said and "about 0 s left" in said
+    written = (folder / "record.json").stat().st_mtime_ns
+    assert run("sparsity=0.75", "seed=3") == record
+    assert "complete, " in capsys.readouterr().out
+    assert (folder / "record.json").stat().st_mtime_ns == written
+
+
+class Leave(keras.callbacks.Callback):
+    """Leaves training inside an epoch, as an interrupt from the keyboard does."""
+
+    def __init__(self, epoch, batch=1):
+        super().__init__()
+        self.at = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise KeyboardInterrupt
+
+
+def without_time(record):
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["epochs"]]
+
+
+@pytest.mark.parametrize("technique", ["dense", "magnitude", "variational_dropout"])
+def test_an_interrupted_run_goes_on_bit_for_bit(run, tmp_path, technique):
+    straight = run(f"technique={technique}", folder=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(f"technique={technique}", callbacks=[Leave(2)])
+    folder = folder_of(straight, tmp_path)
+    left = json.loads((folder / "record.json").read_text())
+    assert left["status"] == "running" and len(left["epochs"]) == 2
+    resumed = run(f"technique={technique}")
+    assert resumed["sessions"] == 2 and resumed["seconds"] > left["seconds"]
+    assert without_time(resumed) == without_time(straight)
+    assert resumed["report"] == straight["report"]
+
+
+def test_a_run_that_was_stopped_between_training_and_record_only_reports(run, tmp_path,
+                                                                         monkeypatch):
+    straight = run(folder=tmp_path / "straight")
+    monkeypatch.setattr(sos, "report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.undo()
+    resumed = run(callbacks=[Leave(0, 0), Leave(1, 0), Leave(2, 0)])  # no step is trained
+    assert without_time(resumed) == without_time(straight)
+    assert resumed["report"] == straight["report"]
+
+
+CHILD = """
+    import os, signal, sys
+    import keras
+    from recipes import runner
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch, logs=None):
+            if (self.epoch, batch) == (1, 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    options, configured = runner.parse(sys.argv[1], sys.argv[2:])
+    runner.run(sys.argv[1], configured, options, [Kill()])
+"""
+
+
+def test_a_killed_process_goes_on_bit_for_bit(run, tmp_path):
+    words = ["technique=l0", "sparsity=0.9", "seed=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CHILD), NAME, *TINY, *words, "tensorboard=no",
+         f"runs_dir={tmp_path / 'killed'}"], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "KERAS_BACKEND": keras.config.backend(), "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    straight = run(*words)
+    resumed = run(*words, folder=tmp_path / "killed")
+    assert (straight["sessions"], resumed["sessions"]) == (1, 2)
+    assert without_time(resumed) == without_time(straight)
+    assert resumed["report"] == straight["report"]
+    trained = [np.load(folder_of(straight, folder) / "trained.npz")
+               for folder in (tmp_path, tmp_path / "killed")]
+    for name in trained[0]:
+        assert np.array_equal(trained[0][name], trained[1][name]), name
+
+
+def test_weights_and_metrics_of_a_backup_change_together(tmp_path):
+    """A kill after the weights of an epoch were written, before the backup is complete."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    backup = training.Backup(tmp_path, note=lambda epochs: None)
+    backup.set_model(model)
+    for epoch in (0, 1):
+        model.layers[0].kernel.assign([[epoch], [epoch]])
+        backup.on_epoch_begin(epoch)
+        backup.on_epoch_end(epoch, {"loss": float(epoch)})
+    model.layers[0].kernel.assign([[2.0], [2.0]])
+    keras_own = keras.callbacks.BackupAndRestore(str(tmp_path / "epoch3"))
+    keras_own.set_model(model)
+    keras_own.on_epoch_end(2)  # the new folder is whole, but nothing names it yet
+    again = training.Backup(tmp_path, note=lambda epochs: None)
+    again.set_model(model)
+    again.on_train_begin()
+    assert np.array_equal(model.layers[0].kernel, [[1.0], [1.0]])
+    assert [entry["loss"] for entry in again.epochs] == [0.0, 1.0]
+
+
+def test_a_run_does_not_go_on_under_other_versions(run, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Leave(1)])
+    monkeypatch.setattr(machine.ts, "__version__", "9.9")
+    with pytest.raises(ValueError, match=r"interrupted run of tf_sparsity .* \(now 9.9\).*"
+                                         "another runs_dir"):
+        run()
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    x, y = np.arange(10.0)[:, None], np.arange(10)
+    batches = training.Batches(x, y, 4, seed=5)
+    assert [len(batches[i][0]) for i in range(len(batches))] == [4, 4, 2]
+    batches.begin(2)
+    seen = np.concatenate([batches[i][1] for i in range(3)])
+    assert np.array_equal(seen, np.random.default_rng([5, 2]).permutation(10))
+    assert np.array_equal(batches[1][0][:, 0], batches[1][1])
+
+
+def test_duration():
+    assert [training.duration(s) for s in (0.4, 59.4, 125, 11_520)] == [
+        "0 s", "59 s", "2 min 05 s", "3 h 12 min"]
+
+
+# ---- techniques
+
+
+@pytest.mark.parametrize("technique", ["random", "l0", "continuous_sparsification"])
+def test_a_sparsity_is_met_exactly(run, technique):
+    report = run(f"technique={technique}", "sparsity=0.9")["report"]
+    assert report["zeros"] == 239_580  # of 266,200
+    assert (report["natural"] is None) == (technique == "random")
+
+
+def test_one_training_serves_every_rank(run, tmp_path):
+    """The run at 0.8, made from the training of 0.9, is the run that trains at 0.8 itself."""
+    words = ["technique=variational_dropout", "sparsity=0.8"]
+    ranked = run(*words)
+    assert ranked["epochs"] == [] and ranked["report"]["zeros"] == 212_960
+    source = json.loads((tmp_path / NAME / ranked["report"]["trained_in"] /
+                         "record.json").read_text())
+    assert source["configuration"]["sparsity"] == sos.RANKED_AT and len(source["epochs"]) == 3
+    module = registry.load(NAME)
+    options, configured = runner.parse(NAME, [*TINY, *words])
+    this = runner.Run(NAME, configured, {**options, "runs_dir": str(tmp_path / "direct"),
+                                         "tensorboard": "no"})
+    before, sos.RANKED_AT = sos.RANKED_AT, 0.8
+    try:
+        this.execute()
+    finally:
+        sos.RANKED_AT = before
+    direct = this.result()["report"]
+    assert module.Configuration and len(this.result()["epochs"]) == 3
+    assert {k: v for k, v in ranked["report"].items() if k != "trained_in"} == direct
+
+
+def test_lives_of_a_mask(run, tmp_path):
+    """Tickets and scratch runs keep the mask of the magnitude run; the budget of b is doubled."""
+    runs = {technique: run(f"technique={technique}", *more) for technique, more in (
+        ("lottery", ()), ("scratch_e", ("initialization=augmented",)), ("scratch_b", ()))}
+    magnitude = run()
+    assert magnitude["sessions"] == 1 and (folder_of(magnitude, tmp_path) / "masks.npz").exists()
+    for technique, record in runs.items():
+        assert record["report"]["kernels"] == magnitude["report"]["kernels"], technique
+        assert len(record["epochs"]) == (6 if technique == "scratch_b" else 3)
+    rewound = run("technique=lottery", "rewind_step=1")
+    assert rewound["epochs"][0]["loss"] != runs["lottery"]["epochs"][0]["loss"]
+
+
+def test_rewinding_into_the_pruning_is_refused(run):
+    with pytest.raises(ValueError, match="rewind_step=2 comes after pruning begins .step 1 of 12"):
+        run("technique=lottery", "rewind_step=2")
+
+
+def test_the_rewind_point_is_the_run_at_that_step(run, tmp_path):
+    """Dense training for k steps, and the dense run itself, stopped after its first epoch."""
+    options, c = runner.parse(NAME, [*TINY, "technique=lottery", "rewind_step=4",
+                                     "pruning_begin=0.4"])
+    task = sos.Task(registry.load(NAME).lenet.lenet300, *arrays.load("digits"),
+                    registry.load(NAME).optimizer, last="^classes/")
+    batches = training.Batches(*task.train, c.batch, c.seed)
+    keras.utils.set_random_seed(c.seed)
+    point = sos._after(c, task, task.network(), batches, steps=12)
+    keras.utils.set_random_seed(c.seed)
+    dense = task.network()
+    sos._compile(dense, task.optimizer(c, 12))
+    training.fit(dense, training.Batches(*task.train, c.batch, c.seed), task.test, epochs=1,
+                 folder=tmp_path, note=lambda epochs: None)
+    for ours, theirs in zip(point.get_weights(), dense.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_extended_map():
+    # 8,000 zeros wanted of 10,000; the last layer gives 0.8 of 1,000, the first none of 1,000:
+    # 7,200 of the other 8,000
+    sizes = {"a/kernel": 1000, "b/kernel": 8000, "c/kernel": 1000}
+    sparsity, fixed = sos.extended(sizes, 0.8, "^a/", "^c/")
+    assert sparsity == pytest.approx(0.9) and fixed == {"^a/": 0.0, "^c/": 0.8}
+    assert sos.extended(sizes, 0.5, None, "^c/") == (0.5, {"^c/": 0.5})
+    with pytest.raises(ValueError, match="distribution=extended cannot reach a sparsity of 0.95"):
+        sos.extended(sizes, 0.95, "^a/", "^c/")
+
+
+def test_extended_run(run):
+    """The paper's rule: the last kernel at 0.8, and all of them together at what was asked for."""
+    kernels = run("distribution=extended")["report"]["kernels"]
+    assert kernels[2]["zeros"] == 800
+    assert sum(kernel["zeros"] for kernel in kernels) == 239_580
+
+
+def test_augmented_initial_weights():
+    """Glorot's limit and He's deviation with fans scaled by the density 1/4."""
+    model = keras.Sequential([keras.Input((20, 20, 1)), keras.layers.Conv2D(16, 5),
+                              keras.layers.Flatten(), keras.layers.Dense(300)])
+    sos.augment_initial_weights(model, 0.75, seed=0)
+    conv, dense = (np.asarray(model.layers[i].kernel) for i in (0, 2))
+    # places 25 x filters 16 x 1/4 = 100; 400 weights: three standard errors are 3 / sqrt(800)
+    assert conv.std() == pytest.approx((2 / 100) ** 0.5, rel=0.11)
+    limit = (6 / (0.25 * (16 * 256 + 300))) ** 0.5
+    assert limit * 0.999 < np.abs(dense).max() <= limit
+
+
+def test_holdout_is_kept_out(run):
+    record = run("holdout=437", "technique=dense")
+    assert record["report"]["steps"] == 9  # 1,000 images in batches of 360: 3 steps, 3 epochs
+    assert record["report"]["holdout_accuracy"] == pytest.approx(
+        record["epochs"][-1]["val_accuracy"], abs=1e-6)
+    with pytest.raises(ValueError, match="there are 1437 training images"):
+        run("holdout=1437")
+
+
+# ---- data
+
+
+def test_data_from_an_npz(tmp_path):
+    images = np.arange(5 * 28 * 28, dtype="uint8").reshape(5, 28, 28)
+    classes = np.arange(5, dtype="uint8")
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=classes, x_test=images[:2],
+             y_test=classes[:2])
+    (x, y), (x_test, y_test) = arrays.load("mnist", tmp_path)
+    assert x.shape == (5, 28, 28, 1) and x.dtype == "float32" and y.dtype == "int32"
+    assert x[0, 0, 3, 0] == np.float32(3) / 255 and y_test.tolist() == [0, 1]
+    np.savez(tmp_path / "mnist.npz", x_train=images)
+    with pytest.raises(ValueError, match="has no y_train, x_test, y_test"):
+        arrays.load("mnist", tmp_path)
+
+
+def test_a_prepared_file_is_what_it_was_prepared_from(tmp_path):
+    assert arrays.main(["digits", str(tmp_path)]) == 0
+    for ours, theirs in zip(arrays.load("digits", tmp_path), arrays.load("digits"), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    (x, _), _ = arrays.load("digits", shape=(32, 32, 3))
+    assert x.shape == (1437, 32, 32, 3) and np.array_equal(x[..., 0], x[..., 2])
+
+
+WITHOUT = """
+    import sys
+    class Block:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in {"tensorflow", "tensorboard", "tensorflow_datasets", "sklearn",
+                                      "keras_tuner", "tf_keras"}:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    sys.meta_path.insert(0, Block())
+    from recipes.__main__ import main
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_runs_on_jax_with_keras_numpy_and_an_npz_alone(tmp_path):
+    arrays.main(["digits", str(tmp_path)])
+
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(WITHOUT), "run", NAME,
+             f"runs_dir={tmp_path}", *words], cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)})
+
+    done = run(*TINY, f"data_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "TensorBoard logs are not written: tensorflow is not installed" in \
+        done.stdout
+    (path,) = tmp_path.glob(f"{NAME}/*/record.json")
+    record = json.loads(path.read_text())
+    assert record["where"]["backend"] == "jax" and record["tensorboard"].startswith("not written")
+    missing = run("seed=1")
+    assert missing.returncode == 2
+    assert "pip install tensorflow tensorflow-datasets" in missing.stderr
+    assert "python -m recipes.arrays mnist FOLDER" in missing.stderr
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes the logs")
+def test_tensorboard_logs_with_hparams(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options, configured = runner.parse(NAME, [*TINY, f"runs_dir={tmp_path}"])
+    record = runner.run(NAME, configured, options)
+    assert record["tensorboard"] == "written"
+    logs = folder_of(record, tmp_path) / "tensorboard"
+    events = EventAccumulator(str(logs)).Reload()
+    tags = events.Tags()
+    assert {"epoch/loss", "epoch/sparsity", "final/accuracy"} <= set(tags["tensors"])
+    assert "_hparams_/session_start_info" in str(events.summary_metadata)
+    assert any((logs / "sparsity").iterdir())
