@@ -96,8 +96,9 @@ def _why_dense(weight, policy):
                               f"empty, of {least:.0%} that it takes",
                               "prune more of it, or sparse='size'")
     if unpack is not None:
-        change = refused.change if refused is not None and refused.change else unpack.change
-        return kernels.Reason(unpack.text, change)
+        if kernel is None:
+            return unpack
+        return kernels.Reason(f"{refused.text}, and {unpack.text}", refused.change)
     smallest = encoding.smallest(weight.value)
     if smallest is None or smallest.bytes + store.OVERHEAD >= weight.value.nbytes:
         return _NOT_SMALLER

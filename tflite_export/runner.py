@@ -107,7 +107,9 @@ class CompiledRunner:
 
     def set(self, inputs):
         """Puts a batch of the file's own size in, by name."""
-        for buffer, name in zip(self._buffers[0], self.inputs):
+        for buffer, (name, (shape, _)) in zip(self._buffers[0], self.inputs.items()):
+            if inputs[name].shape != shape:  # LiteRT would leave the rest of the buffer as it is
+                raise ValueError(f"input {name!r} has the shape {inputs[name].shape}, not {shape}")
             buffer.write(np.ascontiguousarray(inputs[name]))
 
     def run(self):

@@ -1,0 +1,108 @@
+"""Sparse files are run beside their dense twins in a child process; wrong ones are caught there."""
+
+import re
+
+import children
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from exports import dense, dense_file, wide
+from keras import layers
+
+import tflite_export
+from tflite_export import child, encoding, flatbuffer, kernels, ports, store, trial, weights
+
+KINDS = ["XNNPACK", "built-in", "reference", "CompiledModel"]
+
+
+def test_a_crash_a_hang_and_an_error_are_answers():
+    assert child.call(children.crash, limit=60) == child.Answer(
+        None, "its process was ended by SIGSEGV", ("begins",))
+    assert child.call(children.hang, limit=3).failure == "it did not end within 3 seconds"
+    assert child.call(children.fail, "two\nlines", limit=60).failure == "two lines"
+    assert child.call(child.echo, np.arange(3), limit=60).value.tolist() == [0, 1, 2]
+
+
+def tried(tflite, rounding=1e-5):
+    batches = ports.random_batches(ports.inputs(flatbuffer.read(tflite)), 2)
+    return trial.trial(tflite, store.dense_twin(tflite), batches, rounding=rounding)
+
+
+def test_a_right_file_passes_everywhere():
+    result = tried(tflite_export.convert(dense_file(dense)).tflite)
+    assert [o.kernels for o in result.outcomes] == KINDS and result.failure is None
+    assert all(o.passed and o.difference == 0 for o in result.outcomes)
+    assert len(result.outputs) == 2 and result.outputs[0]["output_0"].shape == (1, 10)
+
+
+def test_a_native_kernel_differs_by_rounding_only():
+    result = tried(tflite_export.convert(dense_file(dense, 0.9, 4)).tflite)
+    assert result.failure is None and max(o.difference for o in result.outcomes) < 1e-6
+
+
+def spoiled(tflite, block, version=None, densify=False):
+    """Every int8 or float32 weight of FULLY_CONNECTED encoded without asking who can read it."""
+    model = flatbuffer.read(tflite)
+    for weight in weights.find(model):
+        if weight.operator == "FULLY_CONNECTED":
+            encoded = encoding.encode(weight.value, block=block)
+            if densify:
+                op = store._densify(model, weight.graph, weight.index, encoded.sparsity)
+                weight.graph.operators.insert(0, op)
+                packed = weight.graph.tensors[int(op.inputs[0])]
+                packed.buffer = flatbuffer.add_constant(model, encoded.values)
+            else:
+                weight.tensor.buffer = flatbuffer.add_constant(model, encoded.values)
+                weight.tensor.sparsity = encoded.sparsity
+            if version:
+                weight.users[0].opcodeIndex = flatbuffer.operator_code(
+                    model, schema.BuiltinOperator.FULLY_CONNECTED, version)
+    return flatbuffer.write(model)
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    """{mode: dense file of a Dense, pruned at random}"""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64, use_bias=False)])
+    kernel = keras.ops.convert_to_numpy(model.layers[0].kernel).copy()
+    kernel[np.random.default_rng(0).random(kernel.shape) < 0.9] = 0
+    model.layers[0].kernel.assign(kernel)
+    data = np.random.default_rng(0).random((20, 64), "float32")
+    return {mode: tflite_export.convert(
+        model, quantize=mode, sparse=False,
+        representative_data=data if mode == "int8" else None).tflite
+        for mode in (None, "dynamic", "int8")}
+
+
+@pytest.mark.parametrize(("mode", "block", "version", "densify", "says"), [
+    ("dynamic", 1, None, True, "cannot load the file"),  # hybrid behind DENSIFY
+    ("int8", 1, None, True, "cannot load the file"),  # int8 FULLY_CONNECTED, LiteRT 2.2 and newer
+    ("dynamic", 4, 8, False, "outputs differ|ended by"),  # hybrid takes all for blocks of 1x16
+    (None, 4, 4, False, "outputs differ|ended by|cannot load"),  # XNNPACK takes it for dense
+    (None, 16, 8, False, "cannot load|ended by|invoke|Invoke|differ"),  # float has no 1x16
+])
+def test_what_runtimes_get_wrong_is_caught(quantized, mode, block, version, densify, says):
+    """Each is refused by `kernels.py`, so that this never gets so far; here it is made by hand."""
+    failure = tried(spoiled(quantized[mode], block, version, densify)).failure
+    assert failure is not None
+    assert re.search(says, failure), failure
+
+
+def test_convert_refuses_what_fails_its_trial(quantized, monkeypatch):
+    """Were `kernels.py` to allow a hybrid weight behind a DENSIFY, the file would not be used."""
+    monkeypatch.setattr(kernels, "unpackable", lambda weight, runtime: None)
+    exported = tflite_export.convert(quantized["dynamic"])
+    assert exported.tflite == quantized["dynamic"] and not exported.report.is_sparse
+    assert "dense, because in LiteRT with XNNPACK kernels" in exported.report.reason
+    failed = [o.kernels for o in exported.report.trial if not o.passed]
+    assert "XNNPACK" in failed and "cannot load" in str(exported.report)
+
+
+def test_where_the_twin_fails_nothing_is_expected():
+    """Both files ask for inputs that no batch has: that is no fault of the encoding."""
+    file = tflite_export.convert(dense_file(wide)).tflite
+    result = trial.trial(file, store.dense_twin(file), [{"input_0": np.ones((1, 3), "float32")}])
+    assert result.failure is None and len(result.outcomes) == 4
+    assert all("the dense file does not run either" in o.failure for o in result.outcomes)
