@@ -78,7 +78,7 @@ def legalize(tflite, *, rotate_input=True):
     model = flatbuffer.read(tflite)
     graph = Graph(model)
     notes = gates_of_rank_4(graph)
-    notes += scalars_of_rank_4(graph)
+    notes += constants_of_rank_4(graph)
     region = Region(graph)
     notes += heads_of_rank_2(graph, region)
     notes += stems_of_three_channels(graph, region)
@@ -205,10 +205,10 @@ class Region:
             height_and_width = ((1,) * IMAGE_RANK + shape)[-3:-1]
             if height_and_width != (1, 1):
                 self.refuse(op, f"an operand of shape {shape} is no feature of the picture.")
-            if graph.constant(tensor) is not None and not before and np.prod(shape) > 1:
-                self.refuse(op, "it has a constant for each channel, with which sparse inference "
-                            "goes wrong. Put batch normalization between a convolution and its "
-                            "activation, where the converter folds it into the convolution.")
+            if graph.constant(tensor) is not None and not before and not _is_per_channel(
+                    shape, largest[3]):
+                self.refuse(op, f"its constant of shape {shape} is neither a scalar nor one value "
+                            "for each channel.")
 
     def _check_convolution(self, op, kind, before):
         graph, options = self.graph, op.builtinOptions
@@ -295,26 +295,35 @@ def gates_of_rank_4(graph):
     return notes
 
 
-def scalars_of_rank_4(graph):
-    """ADD and MUL of a feature and a scalar constant: the scalar first, of shape (1, 1, 1, 1)."""
+def constants_of_rank_4(graph):
+    """ADD and MUL of features and a constant: the constant first, of rank 4.
+
+    XNNPACK asks the first operand whether it is a scalar or one value for each channel.
+    """
     notes = []
     for op in graph.operators:
         if graph.kind(op) not in ("ADD", "MUL") or len(graph.reads(op)) != 2:
             continue
         target = graph.writes(op)[0]
-        if len(graph.shape(target)) != IMAGE_RANK or graph.type(target) != FLOAT32:
+        shape = graph.shape(target)
+        if len(shape) != IMAGE_RANK or graph.type(target) != FLOAT32:
             continue
-        scalars = [t for t in graph.reads(op)
-                   if graph.constant(t) is not None and graph.constant(t).size == 1]
-        if len(scalars) != 1 or (graph.shape(scalars[0]) == (1,) * IMAGE_RANK
-                                 and graph.reads(op)[0] == scalars[0]):
+        constants = [t for t in graph.reads(op) if graph.constant(t) is not None]
+        if len(constants) != 1 or not _is_per_channel(graph.shape(constants[0]), shape[3]):
             continue
-        other = next(t for t in graph.reads(op) if t != scalars[0])
-        value = graph.constant(scalars[0]).reshape((1,) * IMAGE_RANK)
-        op.inputs = np.array([graph.add_constant(f"{graph.name(scalars[0])}/rank_4", value), other],
-                             np.int32)
-        notes.append(f"{graph.describe(op)}: its scalar has rank 4")
+        (constant,), (other,) = constants, graph.computed(op)
+        if len(graph.shape(constant)) == IMAGE_RANK and graph.reads(op)[0] == constant:
+            continue
+        value = graph.constant(constant)
+        op.inputs = np.array([graph.add_constant(
+            f"{graph.name(constant)}/rank_4", value.reshape(1, 1, 1, -1)), other], np.int32)
+        notes.append(f"{graph.describe(op)}: its constant comes first, with rank 4")
     return notes
+
+
+def _is_per_channel(shape, channels):
+    """Is it the shape of one number, or of one for each channel?"""
+    return set(shape[:-1]) <= {1} and (not shape or shape[-1] in (1, channels))
 
 
 def heads_of_rank_2(graph, region):

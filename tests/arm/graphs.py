@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from arm.builder import Builder
 from tflite_export import encoding, flatbuffer
+from tflite_export.graph import ELEMENTWISE
 
 CLUSTERS, ENCODINGS = {}, {}
 
@@ -201,6 +202,76 @@ def hard_sigmoid_by_scalars():
 @_cluster
 def just_over_two_thirds():
     return _end(*_begin(zeros=0.68))
+
+
+def _unary(kind):
+    def graph():
+        b, x = _begin()
+        return _end(b, b.unary(kind, b.conv(x, 24, activation="RELU6")))
+    CLUSTERS[f"unary_{kind.lower()}"] = graph
+
+
+for _kind in sorted(ELEMENTWISE):
+    if _kind not in ("RSQRT", "SQRT"):  # of values that may be 0 or below
+        _unary(_kind)
+
+
+@_cluster
+def gate_for_each_place():
+    """Spatial attention: a product with one channel."""
+    b, x = _begin(2, 30, 32, 3)
+    x = b.conv(x, 32, activation="RELU6")
+    return _end(b, b.binary("MUL", x, b.unary("LOGISTIC", b.conv(x, 1))))
+
+
+@_cluster
+def vector_of_rank_4_where_all_sizes_agree():
+    b, x = _begin(1, 32, 32, 3)
+    x = b.conv(x, 16, activation="RELU6")
+    vector = np.linspace(0.5, 1.5, 16, dtype=np.float32).reshape(1, 1, 1, 16)
+    x = b.binary("MUL", b.constant(vector), x)
+    return _end(b, b.binary("ADD", b.constant(vector), x))
+
+
+@_cluster
+def vector_of_rank_4_for_a_batch():
+    b, x = _begin(3, 32, 32, 3)
+    x = b.conv(x, 24, activation="RELU6")
+    vector = np.linspace(0.5, 1.5, 24, dtype=np.float32).reshape(1, 1, 1, 24)
+    return _end(b, b.binary("MUL", b.constant(vector), x, activation="RELU"))
+
+
+def _gate(name, value, first, batch):
+    def graph():
+        b, x = _begin(batch, 32, 32, 3)
+        x = b.conv(x, 32, activation="RELU6")
+        y = b.conv(b.conv(b.mean(x, keepdims=True), 8, activation="RELU"), 32)
+        c = b.constant(value)
+        y = b.binary("MUL", *((c, y) if first else (y, c)))
+        return _end(b, b.binary("MUL", x, b.unary("LOGISTIC", y)))
+    CLUSTERS[name] = graph
+
+
+_GATE = np.linspace(0.5, 1.5, 32, dtype=np.float32).reshape(1, 1, 1, 32)
+_SCALAR = np.full((1, 1, 1, 1), 0.7, np.float32)
+_gate("gate_with_a_vector_first", _GATE, True, 1)
+_gate("gate_with_a_vector_second", _GATE, False, 1)
+_gate("gate_with_a_scalar_first_for_a_batch", _SCALAR, True, 2)
+_gate("gate_with_a_scalar_second_for_a_batch", _SCALAR, False, 2)
+
+
+@_cluster
+def two_dense_layers_as_head():
+    b, x = _begin()
+    x = b.mean(b.conv(b.conv(x, 48, activation="RELU6"), 32))
+    return b.finish(b.dense(b.dense(x, 20, activation="RELU"), 10))
+
+
+@_cluster
+def activation_before_a_dense_head():
+    b, x = _begin()
+    x = b.mean(b.conv(b.conv(x, 48, activation="RELU6"), 32))
+    return b.finish(b.dense(b.unary("TANH", x), 10), b.dense(x, 5))
 
 
 # Right, but not sparse.
