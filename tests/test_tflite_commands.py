@@ -16,7 +16,7 @@ from keras import layers
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import __main__ as command_line
-from tflite_export import encoding, flatbuffer, weights
+from tflite_export import encoding, flatbuffer, names, weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,7 +140,7 @@ def test_inspect_shows_every_weight(folder, capsys):
         printed = capsys.readouterr().out
         assert f"{len(tflite):,}" in printed
         for weight in weights.find(flatbuffer.read(tflite)):
-            (line,) = re.findall(rf"^{re.escape(weight.name)} .*$", printed, re.MULTILINE)
+            (line,) = re.findall(rf"^{re.escape(names.short(weight.name))} .*$", printed, re.MULTILINE)
             assert "x".join(map(str, weight.value.shape)) in line and f"{weight.zeros:.4f}" in line
             assert (" CSR" in line) == (name == "sparse") and line.endswith("dense")
     assert "unpacked when the file is loaded" in printed

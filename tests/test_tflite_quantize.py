@@ -150,7 +150,7 @@ def test_the_hybrid_kernel_counts_columns_and_blocks_in_a_byte():
                                         for x in (wide_, full)])
     for layer in model.layers[2:]:
         kernel = np.zeros(layer.kernel.shape, "float32")
-        kernel[:, 0] = 1 + np.arange(len(kernel)) / len(kernel)  # one output with all its inputs
+        kernel[:, 0] = np.where(np.arange(len(kernel)) % 2, 1, -1)  # an output with all inputs
         layer.kernel.assign(kernel)
     exported = tflite_export.convert(model, quantize="dynamic", sparse="size")
     assert [row.encoding for row in exported.report.layers] == ["dense", "dense"]

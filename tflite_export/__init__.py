@@ -8,6 +8,7 @@ from tflite_export.check import compare, interpret
 from tflite_export.convert import convert
 from tflite_export.exported import Exported
 from tflite_export.layers import LayerReport
+from tflite_export.prunable import prunable
 from tflite_export.report import Report
 
-__all__ = ["Exported", "LayerReport", "Report", "compare", "convert", "interpret"]
+__all__ = ["Exported", "LayerReport", "Report", "compare", "convert", "interpret", "prunable"]

@@ -1,31 +1,31 @@
 """A Keras model or a dense .tflite file to a .tflite file whose pruned weights are stored sparse.
 
-In this order: convert dense, quantize, encode, check. What was written is not believed: every
+In this order: convert dense, quantize, legalize, encode, check. What was written is not believed: every
 sparse weight is read back and compared bit by bit with the dense file's, and both files are run.
 """
 
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check, kernels, ports, sizes, store, trial
+from tflite_export import check, encode, flatbuffer, kernels, names, ports, sizes, store, trial
 from tflite_export import quantize as quantization
 from tflite_export.advice import advice
 from tflite_export.exported import Exported
-from tflite_export.flatbuffer import constants
 from tflite_export.from_file import FileSource
 from tflite_export.from_keras import KerasSource, load
 from tflite_export.layers import layers
-from tflite_export.report import Report
+from tflite_export.report import Covered, Report
 
 SPARSE = ("auto", "size", "speed")
 BATCHES = 4  # of random inputs, for the check
 
 
 def convert(model, *, quantize=None, representative_data=None, sparse="auto", runtime="litert",
-            batch_size=1):
+            batch_size=1, rotate_input=True):
     """Converts a model to a .tflite file with its pruned weights stored sparse, and checks it.
 
     Args:
@@ -53,6 +53,9 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
             int8 weights work. "tflm": TensorFlow Lite Micro, which has no sparse kernels: the file
             is dense int8, and needs representative_data.
         batch_size: the batch size that the file is made for, at least 1.
+        rotate_input: some convolutional networks run sparse only if they see their picture turned
+            by 180 degrees. True: the file turns it, which takes two copies of the picture. False:
+            the app has to feed `picture[:, ::-1, ::-1]`; the report and the file's metadata say so.
 
     Returns:
         `Exported`: `.tflite` (bytes), `.report`, `.save(path)`.
@@ -79,31 +82,37 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     mode = quantize if quantize in quantization.BY_A_QUANTIZER else None
     float_file, quantized_file = source.files(mode, batches, only_int8=runtime == "tflm")
     dense_file = float_file if quantized_file is None else quantized_file
-    weights = _weights(float_file, dense_file, source.name, sparse)
+    _refuse_weights(float_file, dense_file, source.name, sparse)
 
     policy = store.Policy(sparse, quantize == "int8_weights", runtime)
-    stored = store.store(dense_file, policy)
+    encoded = encode.encode(dense_file, policy, rotate_input=rotate_input)
     samples = ports.random_batches(source.inputs, BATCHES)
-    smaller = len(stored.tflite) < len(dense_file)
+    smaller = len(encoded.tflite) < len(dense_file)
     wrong, outcomes, outputs = None, (), None
     if smaller:
-        wrong, outcomes, outputs = _try(stored.tflite, weights, samples)
+        wrong, outcomes, outputs = _try(encoded, dense_file, samples)
     if wrong or not smaller:
-        stored, outputs = store.Stored(dense_file, 0), None
+        encoded, outputs = encode.Encoded(dense_file, dense_file, 0, refused=encoded.refused), None
     if outputs is None:
-        outputs = FileSource(stored.tflite).outputs(samples)
-    rows = layers(stored.tflite, policy)
+        outputs = FileSource(encoded.tflite).outputs(samples)
+    rows = layers(encoded.tflite, policy, encoded.runs_sparse(runtime))
+    if sparse == "speed" and not any(row.runs_sparse for row in rows):
+        why = encoded.refused or next((row.why for row in rows), "")
+        warnings.warn(f"Nothing in this file runs sparse: {why}", stacklevel=2)
     others = [] if quantized_file is None else [sizes.size(f"{quantize}, dense", dense_file)]
+    turned = ports.turned(flatbuffer.read(encoded.tflite))
     report = Report(
-        is_sparse=stored.sparse > 0,
-        reason=_reason(stored, float_file, wrong, policy),
-        sizes=(sizes.size("this file", stored.tflite), *others, *sizes.dense_sizes(float_file)),
+        is_sparse=encoded.sparse > 0,
+        reason=_reason(encoded, float_file, wrong, policy),
+        sizes=(sizes.size("this file", encoded.tflite), *others, *sizes.dense_sizes(float_file)),
         layers=rows,
-        difference=trial.greatest(source.outputs(samples), outputs),
+        difference=trial.greatest(source.outputs(ports.turn(samples, turned)), outputs),
         trial=outcomes,
-        advice=tuple(advice(rows, len(stored.tflite), len(float_file))),
+        covered=_covered(encoded, runtime),
+        notes=encoded.notes,
+        advice=tuple(advice(rows, len(encoded.tflite), len(float_file))),
     )
-    return Exported(stored.tflite, report)
+    return Exported(encoded.tflite, report)
 
 
 def open_source(model, batch_size=1):
@@ -142,36 +151,40 @@ def _options(quantize, data, sparse, runtime, batch_size):
     return quantize, sparse
 
 
-def _weights(float_file, dense_file, name, sparse):
-    """The dense file's constants of two or more dimensions.
-
-    Raises:
-        ValueError: there are none, or a number is NaN or infinite.
-    """
-    for constant in constants(float_file):
+def _refuse_weights(float_file, dense_file, name, sparse):
+    """Raises ValueError if a weight is NaN or infinite, or if there is none to be stored sparse."""
+    for constant in flatbuffer.constants(float_file):
         if constant.value.dtype.kind == "f" and not np.isfinite(constant.value).all():
             raise ValueError(f"The weight {constant.name!r} of {name} holds NaN or infinite "
                              "numbers: such a model cannot be exported.")
-    weights = [c for c in constants(dense_file) if c.value.ndim >= 2 and c.value.dtype.kind in "fi"]
-    if sparse is not False and not weights:
+    if sparse is not False and not any(_is_weight(c) for c in flatbuffer.constants(dense_file)):
         raise ValueError(f"There is no constant weight of two or more dimensions in {name}, so "
                          "nothing to store sparse; sparse=False converts it as it is.")
-    return weights
 
 
-def _try(stored_file, weights, samples):
+def _is_weight(constant):
+    return constant.value.ndim >= 2 and constant.value.dtype.kind in "fi"
+
+
+def _try(encoded, dense_file, samples):
     """(why the file must not be used or None, outcomes of its trial, its outputs)."""
-    if wrong := _changed(stored_file, weights):
+    if wrong := _changed(encoded.tflite, encoded.dense):
         return wrong, (), None
-    tried = trial.trial(stored_file, store.dense_twin(stored_file), samples,
-                        rounding=check.rounding(stored_file))
+    if encoded.dense is not dense_file:
+        turned = ports.turned(flatbuffer.read(encoded.dense))
+        before = FileSource(dense_file).outputs(ports.turn(samples, turned))
+        apart = trial.relative(before, FileSource(encoded.dense).outputs(samples))
+        if not apart <= check.ROUNDING:
+            return f"the rewritten graph computes something else, by {apart:.1e}", (), None
+    tried = trial.trial(encoded.tflite, store.dense_twin(encoded.tflite), samples,
+                        rounding=check.rounding(encoded.tflite))
     return tried.failure, tried.outcomes, tried.outputs
 
 
-def _changed(stored_file, weights):
+def _changed(stored_file, dense_file):
     """Which weight of the stored file is not that of the dense one, as a clause, or None."""
-    read_back = {(c.name, c.value.shape): c for c in constants(stored_file)}
-    for weight in weights:
+    read_back = {(c.name, c.value.shape): c for c in flatbuffer.constants(stored_file)}
+    for weight in filter(_is_weight, flatbuffer.constants(dense_file)):
         constant = read_back.get((weight.name, weight.value.shape))
         if constant is None:
             return f"{weight.name} is not in the file"
@@ -190,16 +203,31 @@ def _identity(array):
     return array.shape, array.dtype.str, (array + 0).tobytes()
 
 
-def _reason(stored, float_file, wrong, policy):
-    kind = "sparse" if stored.sparse else "dense"
-    share = f"{len(stored.tflite) / len(float_file):.3f} of the dense float32 file's bytes"
+def _covered(encoded, runtime):
+    """(Covered, ...) of the releases that `runtime` names."""
+    prediction, found = encoded.prediction, []
+    for generation in kernels.GENERATIONS[runtime]:
+        if prediction is None:
+            found.append(Covered(generation, "dense", "no weight is stored sparse"))
+            continue
+        verdict = prediction.runtimes[generation]
+        why = encoded.refused or next(
+            (f"{names.short_in(reason.operator)}: {reason.text}" for reason in prediction.reasons
+             if generation in reason.runtimes), "")
+        found.append(Covered(generation, verdict, "" if verdict == "sparse" else why))
+    return tuple(found)
+
+
+def _reason(encoded, float_file, wrong, policy):
+    kind = "sparse" if encoded.sparse else "dense"
+    share = f"{len(encoded.tflite) / len(float_file):.3f} of the dense float32 file's bytes"
     if wrong:
         return f"dense, because {wrong}"
     if policy.runtime == "tflm":
         return f"dense, because TensorFlow Lite Micro has no sparse kernels, {share}"
     if policy.sparse is False:
         return f"{kind}, as asked, {share}"
-    if not stored.sparse:
+    if not encoded.sparse:
         why = ("no kernel would run a weight sparse and faster" if policy.sparse == "speed" else
                "no weight can be stored sparse and smaller")
         return f"{kind}, because {why}; {share}"

@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-NATIVE_VERSION = 8  # of a FULLY_CONNECTED with a sparse weight; XNNPACK takes others for dense
+from tflite_export import xnnpack
+from tflite_export.xnnpack import HYBRID_BLOCKS, HYBRID_COLUMNS
+
 # A pattern has blocks if so much of its sparsity is left when only whole blocks count. Below, the
 # kernel multiplies zeros and the file stores them.
 MINIMUM_OF_BLOCKS = 0.9
-
-# The hybrid kernel keeps the number of blocks of a row, and the place of each, in a byte.
-HYBRID_COLUMNS, HYBRID_BLOCKS = 4096, 255
 
 NEWER = "litert>=2.2"
 RUNTIMES = {
@@ -29,6 +28,7 @@ RUNTIMES = {
     NEWER: "LiteRT 2.2 or newer",
     "tflm": "TensorFlow Lite Micro",
 }
+GENERATIONS = {"litert": xnnpack.GENERATIONS, NEWER: (xnnpack.NEWEST,), "tflm": ()}
 
 
 class Reason(NamedTuple):

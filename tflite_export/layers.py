@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tflite_export import encoding, flatbuffer, kernels, store, weights
+from tflite_export import encode, encoding, flatbuffer, kernels, store, weights
 
 class LayerReport(NamedTuple):
     """One weight of the file. Sizes are in bytes."""
@@ -73,7 +73,7 @@ def _layer(model, weight, policy, runs_sparse):
     )
 
 
-_UNPACKED = kernels.Reason("unpacked when the file is loaded, computed with its zeros")
+_UNPACKED = kernels.Reason(encode.UNPACKED)
 
 
 _NOT_SMALLER = kernels.Reason("it would not be smaller with the places of its zeros",
@@ -96,7 +96,7 @@ def _why_dense(weight, policy):
                               f"empty, of {least:.0%} that it takes",
                               "prune more of it, or sparse='size'")
     if unpack is not None:
-        if kernel is None:
+        if kernel is None or refused is None:
             return unpack
         return kernels.Reason(f"{refused.text}, and {unpack.text}", refused.change)
     smallest = encoding.smallest(weight.value)

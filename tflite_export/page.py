@@ -2,6 +2,8 @@
 
 from html import escape
 
+from tflite_export import names
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
   color: #222; background: #fff; }
@@ -53,7 +55,7 @@ def html(report):
 def _layer(row):
     change = f"; to change it: {row.change}" if row.change and not row.runs_sparse else ""
     why = escape(f"{row.operator}: {row.why}{change}")
-    return f'{escape(row.name)}<div class="why">{why}</div>'
+    return f'{escape(names.short(row.name))}<div class="why">{why}</div>'
 
 
 def _bar(share, bound=None):

@@ -3,9 +3,11 @@
 An input is named as the file's signature names it, or as its tensor where there is no signature.
 """
 
+import json
+
 import numpy as np
 
-from tflite_export import flatbuffer
+from tflite_export import flatbuffer, legalize
 from tflite_export.signature import Input
 
 
@@ -15,14 +17,32 @@ def inputs(model):
     Raises:
         ValueError: a size besides the batch is unknown, or a dtype that NumPy lacks.
     """
+    return [_input(name, tensor) for name, tensor in _named(model)]
+
+
+def turned(model):
+    """Names of the inputs that the app has to turn by 180 degrees, as the metadata says."""
+    entries = [bytes(model.buffers[entry.buffer].data) for entry in model.metadata
+               if entry.name == legalize.ROTATED.encode()]
+    tensors = {name for entry in entries for name in json.loads(entry)}
+    return {name for name, tensor in _named(model) if flatbuffer.name(tensor) in tensors}
+
+
+def turn(batches, names):
+    """The batches with the pictures of these inputs turned by 180 degrees."""
+    return [{name: value[:, ::-1, ::-1] if name in names else value
+             for name, value in batch.items()} for batch in batches]
+
+
+def _named(model):
+    """[(name of an input, its schema.TensorT)]"""
     graph = model.subgraphs[0]
     signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
     if signature is None or not signature.inputs:
-        named = [(flatbuffer.name(graph.tensors[int(t)]), int(t)) for t in graph.inputs]
-    else:
-        named = [(bytes(port.name or b"").decode("utf-8", "replace"), port.tensorIndex)
-                 for port in signature.inputs]
-    return [_input(name, graph.tensors[index]) for name, index in named]
+        return [(flatbuffer.name(graph.tensors[int(t)]), graph.tensors[int(t)])
+                for t in graph.inputs]
+    return [(bytes(port.name or b"").decode("utf-8", "replace"), graph.tensors[port.tensorIndex])
+            for port in signature.inputs]
 
 
 def _input(name, tensor):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tflite_export import files, page
+from tflite_export import files, names, page
 from tflite_export.layers import total
 
 
@@ -111,18 +111,19 @@ def said(outcome):
 
 def layer_table(rows):
     """Lines of a table with a row per weight, and below it why, and what would change it."""
-    cells = [(row.name, row.operator, "x".join(map(str, row.shape)), row.dtype,
+    cells = [(names.short(row.name), row.operator, "x".join(map(str, row.shape)), row.dtype,
               f"{row.sparsity:.4f}", row.encoding, f"{row.bytes_dense:,}", f"{row.bytes:,}",
               f"{row.lower_bound:,}", "sparse" if row.runs_sparse else "dense") for row in rows]
     yield from table(("weight", "operator", "shape", "stored as", "zeros", "encoding", "dense",
                       "bytes", "least", "runs"), cells, left=(0, 1, 2, 3, 5, 9))
     groups = {}
     for row in rows:
-        groups.setdefault((row.runs_sparse, row.why, row.change), []).append(row.name)
-    for (runs, why, change), names in groups.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        groups.setdefault((row.runs_sparse, row.why, row.change), []).append(
+            names.short(row.name))
+    for (runs, why, change), found in groups.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         help_ = f"; to change it: {change}" if change and not runs else ""
-        yield f"{'sparse' if runs else 'dense'}: {names[0]}{more}: {why}{help_}"
+        yield f"{'sparse' if runs else 'dense'}: {found[0]}{more}: {why}{help_}"
 
 
 def table(heads, rows, left=(0,)):

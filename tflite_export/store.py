@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export import encoding, flatbuffer, kernels, weights
+from tflite_export import encoding, flatbuffer, kernels, weights, xnnpack
 
 OVERHEAD = 256  # bytes that a tensor and an operator to unpack it add to the file, at most
 DEQUANTIZE_VERSION = 5  # the first that takes a scale for each channel
@@ -59,7 +59,7 @@ def store(tflite, policy=Policy()):
         if plan.kind == "native":
             tensor.buffer, tensor.sparsity = buffers[key], plan.sparsity
             code = flatbuffer.operator_code(
-                model, schema.BuiltinOperator.FULLY_CONNECTED, kernels.NATIVE_VERSION)
+                model, schema.BuiltinOperator.FULLY_CONNECTED, xnnpack.NATIVE_VERSION)
             for op in weight.users:
                 op.opcodeIndex = code
             continue

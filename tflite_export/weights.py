@@ -45,6 +45,11 @@ class Weight(NamedTuple):
         return flatbuffer.name(self.tensor)
 
     @property
+    def computed(self):
+        """The names of the tensors that are computed with it."""
+        return [flatbuffer.name(self.graph.tensors[int(op.outputs[0])]) for op in self.computing]
+
+    @property
     def zeros(self):
         """The fraction of zeros, in [0, 1]."""
         return float(np.mean(self.value == 0))

@@ -1,0 +1,186 @@
+"""Convolutional networks that XNNPACK can run sparse, those it would compute wrongly, prunable."""
+
+import keras
+import numpy as np
+import pytest
+from exports import attention, dense, prune, recurrent, rows
+from keras import layers
+
+import tf_sparsity as ts
+import tflite_export
+from tflite_export import flatbuffer, ports
+
+
+def mobile(exit_by=layers.GlobalAveragePooling2D):
+    """The kinds of layers of a MobileNet; Keras' padding keeps XNNPACK from running it sparse."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([
+        keras.Input((16, 16, 3)),
+        layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="stem"),
+        layers.BatchNormalization(), layers.ReLU(6.0),
+        layers.DepthwiseConv2D(3, padding="same", name="depthwise"),
+        layers.Conv2D(64, 1, use_bias=False, name="expand"), layers.BatchNormalization(),
+        layers.ReLU(6.0),
+        layers.DepthwiseConv2D(3, strides=2, padding="same", name="stride"),
+        layers.Conv2D(64, 1, activation="relu", name="project"),
+        exit_by(), layers.Dense(10, name="head"),
+    ])
+
+
+@pytest.fixture(scope="module")
+def network():
+    """(a pruned model, its dense file)"""
+    model = prune(mobile(), 0.9)
+    return model, tflite_export.convert(model, sparse=False).tflite
+
+
+def sparse_names(report):
+    return sorted(row.shape for row in report.layers if row.runs_sparse)
+
+
+def test_auto_rewrites_the_graph_so_that_it_runs_sparse(network):
+    model, file = network
+    report = tflite_export.convert(file).report
+    assert sparse_names(report) == [(64, 1, 1, 8), (64, 1, 1, 64)]
+    assert {c.generation: c.verdict for c in report.covered} == {
+        g: "sparse" for g in ("tflite-runtime 2.14", "litert 1.2", "litert 1.4-2.1", "litert 2.2+")}
+    assert "turns the input by 180 degrees" in report.notes
+    assert report.difference < 1e-5 and all(outcome.passed for outcome in report.trial)
+    # all layers: 8*8*8*27, 8*8*8*9, 8*8*64*8, 4*4*64*9, 4*4*64*64, 10*64; the two 1x1 at a tenth
+    dense_, tenth = 8 * 8 * 8 * (27 + 9) + 4 * 4 * 64 * 9 + 640, 8 * 8 * 64 * 8 + 4 * 4 * 64 * 64
+    assert report.multiply_adds == dense_ + tenth
+    assert report.expected_multiply_adds == pytest.approx(dense_ + 0.1 * tenth, rel=1e-3)
+    text = str(report)
+    assert "On x86 with AVX the file is as fast as a dense one" in text
+    assert "dense int8 is likely to be faster" in text
+    assert "Half of the channels of every layer, in int8, would be faster" in text
+
+
+def test_int8_storage_runs_sparse_too(network):
+    _, file = network
+    report = tflite_export.convert(file, quantize="int8_weights").report
+    assert sparse_names(report) == [(64, 1, 1, 8), (64, 1, 1, 64)]
+    assert report.difference < 0.02
+
+
+def test_speed_stores_sparse_only_what_runs_sparse(network):
+    _, file = network
+    report = tflite_export.convert(file, sparse="speed").report
+    assert [row.runs_sparse for row in report.layers] == [
+        row.stored_sparse for row in report.layers]
+    assert sparse_names(report) == [(64, 1, 1, 8), (64, 1, 1, 64)]
+
+
+def test_size_leaves_the_graph_alone_and_is_smallest(network):
+    _, file = network
+    exported = {s: tflite_export.convert(file, sparse=s) for s in ("size", "auto", "speed")}
+    assert exported["size"].report.notes == () and not sparse_names(exported["size"].report)
+    sizes = [len(exported[s].tflite) for s in ("size", "auto", "speed")]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[2] < len(file)
+    assert {c.verdict for c in exported["size"].report.covered} == {"dense"}
+    assert "padding" in exported["size"].report.covered[0].why
+
+
+def test_the_app_may_turn_the_picture(network):
+    model, file = network
+    exported = tflite_export.convert(file, rotate_input=False)
+    assert ports.turned(flatbuffer.read(exported.tflite)) == {"input_0"}
+    assert any("the app has to turn the inputs" in note for note in exported.report.notes)
+    assert exported.report.difference < 1e-5
+    pictures = rows(16, 16, 3)
+    np.testing.assert_allclose(tflite_export.interpret(exported.tflite, pictures[:, ::-1, ::-1]),
+                               model.predict(pictures, verbose=0), atol=1e-5)
+    assert "REVERSE_V2" in flatbuffer.operators(tflite_export.convert(file).tflite)
+    assert "REVERSE_V2" not in flatbuffer.operators(exported.tflite)
+
+
+def test_what_cannot_be_rewritten_is_smaller_only_and_says_why():
+    model = prune(mobile(layers.Flatten), 0.9)
+    exported = tflite_export.convert(model)
+    assert exported.report.is_sparse and not sparse_names(exported.report)
+    assert all(c.verdict == "dense" and c.why for c in exported.report.covered)
+    assert "No kernel runs this file sparse" in str(exported.report)
+    file = tflite_export.convert(model, sparse=False).tflite
+    with pytest.warns(UserWarning, match="Nothing in this file runs sparse: "):
+        fast = tflite_export.convert(file, sparse="speed")
+    assert fast.tflite == file
+
+
+def test_too_few_zeros_run_dense():
+    """XNNPACK wants more than 2/3."""
+    exported = tflite_export.convert(prune(mobile(), 0.6))
+    assert exported.report.is_sparse and not sparse_names(exported.report)
+    assert all(c.verdict == "dense" and "2/3" in c.why for c in exported.report.covered)
+
+
+def leaking():
+    """Features leave the sparse part beside the global mean: wrong on ARM in every release, and
+    right on every x86 with AVX."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, strides=2, activation="relu")(layers.ZeroPadding2D(1)(inputs))
+    x = layers.Conv2D(64, 1, activation="relu", name="leaks")(x)
+    return keras.Model(inputs, [layers.Dense(4)(layers.GlobalAveragePooling2D()(x)),
+                                layers.Dense(3)(layers.Flatten()(x))])
+
+
+def test_wrong_is_refused_with_the_operator_and_a_way_out():
+    file = tflite_export.convert(prune(leaking(), 0.9), sparse=False).tflite
+    for sparse in ("auto", "size"):
+        with pytest.raises(ValueError, match="CONV_2D '.*leaks.*' would be wrong on .*litert 2.2.*"
+                                             "sparse=False writes the file dense"):
+            tflite_export.convert(file, sparse=sparse)
+    assert not tflite_export.convert(file, sparse=False).report.is_sparse
+
+
+# ---- prunable
+
+
+def chosen(model, **options):
+    runs_sparse = tflite_export.prunable(model, **options)
+    return [layer.name for layer in model.layers if runs_sparse(layer)]
+
+
+def test_prunable_finds_the_1x1_convolutions_that_run_sparse(network):
+    model = mobile()
+    assert chosen(model) == ["expand", "project"]
+    assert chosen(model, sparsity=0.6) == []
+    assert chosen(mobile(layers.Flatten)) == []
+    sparse = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.9, 0)),
+                         select=tflite_export.prunable(model))
+    ts.update(sparse)
+    report = tflite_export.convert(sparse).report
+    assert sparse_names(report) == sorted(row.shape for row in report.layers if row.sparsity > 0.5)
+    assert sparse_names(report) == [(64, 1, 1, 8), (64, 1, 1, 64)]
+
+
+def test_prunable_finds_dense_layers_by_pattern():
+    model = dense()
+    names = [layer.name for layer in model.layers]
+    assert chosen(model) == [] and chosen(model, pattern="1x16") == []
+    assert chosen(model, pattern="1x4") == names
+    assert chosen(model, pattern="1x16", quantize="dynamic") == names
+    assert chosen(model, pattern="1x4", quantize="dynamic") == []
+    assert chosen(model, pattern="1x4", runtime="tflm") == []
+
+
+def test_prunable_sees_projections_and_cells():
+    """Attention of 4 features a head, and 20 words: the embedding is looked up, not multiplied."""
+    model = attention()
+    names = chosen(model, pattern="1x4")
+    assert names == [layer.name for layer in model.layers[2:]]
+    model = recurrent()
+    runs_sparse = tflite_export.prunable(model, pattern="1x4")
+    lstm = model.layers[1].forward_layer
+    assert runs_sparse(lstm) and runs_sparse(model.layers[1])
+
+
+def test_prunable_refuses_in_words():
+    for options, sentence in (({"quantize": "int8"}, "None, 'dynamic' or 'int8_weights'"),
+                              ({"runtime": "arm"}, "runtime must be one of"),
+                              ({"pattern": "4x1"}, "'1x4', '1x16' and so on; got '4x1'"),
+                              ({"sparsity": 1}, r"must be in \(0, 1\); got 1")):
+        with pytest.raises(ValueError, match=sentence):
+            tflite_export.prunable(dense(), **options)
+    with pytest.raises(ValueError, match="would be wrong on"):
+        tflite_export.prunable(leaking())

@@ -1,0 +1,116 @@
+"""From a dense file to the one that is shipped: legalize, store sparse, and predict what it does.
+
+A convolutional network may be rewritten first, exactly, so that XNNPACK can run it sparse; whether
+it then does is read from the finished file, for every release that must be right.
+"""
+
+from typing import NamedTuple
+
+from tflite_export import flatbuffer, kernels, legalize, store, weights, xnnpack
+
+
+class Encoded(NamedTuple):
+    """A file with its weights stored, and what to expect of it."""
+
+    tflite: bytes  # the bytes given, if nothing was changed
+    dense: bytes  # the file that its weights were read from: those given, or rewritten
+    sparse: int  # number of weights stored sparse
+    notes: tuple = ()  # what was done to the graph, in words
+    prediction: xnnpack.Prediction | None = None  # None: no weight is stored sparse
+    refused: str | None = None  # why the graph cannot run sparse in XNNPACK
+
+    def runs_sparse(self, runtime):
+        """{name of a weight that a DENSIFY unpacks: None if XNNPACK runs it sparse on every
+        release that `runtime` covers, else the kernels.Reason}."""
+        if self.prediction is None:
+            return {}
+        covered = kernels.GENERATIONS[runtime]
+        operators = {op.name: op for op in self.prediction.operators}
+        found = {}
+        for weight in weights.find(flatbuffer.read(self.tflite)):
+            users = [operators[name] for name in weight.computed if name in operators]
+            if weight.tensor.sparsity is None or not weight.unpacking or not users:
+                continue
+            if not pointwise(weight):
+                found[weight.name] = NOT_POINTWISE
+                continue
+            slow = [op for op in users if any(op.runs[g] != xnnpack.SPARSE for g in covered)]
+            text = None if not slow else slow[0].why or self.refused
+            found[weight.name] = kernels.Reason(text or UNPACKED) if slow else None
+        return found
+
+
+def pointwise(weight):
+    """Whether a weight is a matrix: of a dense layer or of a 1x1 convolution."""
+    return weight.operator in ("FULLY_CONNECTED", "CONV_2D") and weight.value.shape[1:-1] in (
+        (), (1, 1))
+
+
+NOT_POINTWISE = kernels.Reason("unpacked when the file is loaded; XNNPACK runs 1x1 convolutions "
+                               "sparse, and no others")
+UNPACKED = "unpacked when the file is loaded, computed with its zeros"
+
+
+def encode(tflite, policy, *, rotate_input=True):
+    """A dense file with its weights stored as `policy` says.
+
+    Args:
+        tflite: bytes.
+        policy: store.Policy.
+        rotate_input: as for legalize.legalize.
+
+    Returns:
+        Encoded. "auto" and "speed" rewrite the graph where that lets more of it run sparse; "size"
+        only where some release would else compute it wrongly.
+
+    Raises:
+        ValueError: some release of the runtime would compute the sparse file wrongly; the sentence
+            names the operator, and what to change.
+    """
+    refused = None
+    plain = _stored(tflite, policy)
+    if policy.sparse is False or plain.sparse == 0 and policy.sparse != "speed":
+        return plain
+    candidates = [plain]
+    try:
+        legal = legalize.legalize(tflite, rotate_input=rotate_input)
+    except legalize.CannotLegalize as error:
+        refused = str(error)
+    else:
+        if legal.notes:
+            candidates.append(_stored(legal.tflite, policy)._replace(notes=legal.notes))
+    wrong = [_wrong(candidate, policy) for candidate in candidates]
+    right = [candidate for candidate, text in zip(candidates, wrong) if text is None]
+    if not right:
+        why = f" The graph cannot be rewritten for it: {refused}" if refused else ""
+        raise ValueError(f"{wrong[0]}{why} sparse=False writes the file dense.")
+    best = right[0] if policy.sparse == "size" else max(
+        right, key=lambda one: _count(one, policy))  # the first, of equal ones
+    return best._replace(refused=refused)
+
+
+def _stored(tflite, policy):
+    """Encoded, without legalizing. "speed" first looks what would run sparse."""
+    if policy.sparse == "speed":
+        everything = _stored(tflite, policy._replace(sparse="auto"))
+        runs = everything.runs_sparse(policy.runtime)
+        fast = frozenset(name for name, reason in runs.items() if reason is None)
+        policy = policy._replace(fast=fast)
+    stored = store.store(tflite, policy)
+    prediction = xnnpack.predict(stored.tflite) if stored.sparse else None
+    return Encoded(stored.tflite, tflite, stored.sparse, prediction=prediction)
+
+
+def _wrong(encoded, policy):
+    """What some covered release would do wrongly, as a sentence; None if nothing."""
+    covered = kernels.GENERATIONS[policy.runtime]
+    for reason in encoded.prediction.reasons if encoded.prediction else ():
+        if reason.verdict == xnnpack.WRONG and set(reason.runtimes) & set(covered):
+            return (f"{reason.operator} would be wrong on {', '.join(reason.runtimes)}: "
+                    f"{reason.text}.")
+    return None
+
+
+def _count(encoded, policy):
+    """How many weights XNNPACK runs sparse."""
+    return sum(reason is None for reason in encoded.runs_sparse(policy.runtime).values())
