@@ -17,7 +17,7 @@ from recipes import data, lenet, results
 
 RECIPE = "matched_mnist"
 
-# No paper compares these on this network. The settings were changed once, after a first run (seed
+# No paper compares these on this network. The settings were changed twice. First after a run (seed
 # 0, Adam at 1e-3, L0 from an initial keep of 0.9, continuous sparsification at a scale of 1e-8)
 # whose test accuracy was seen; L0's initial keep and the scale are like recipes/digits_demo.py's.
 BATCH = 100
@@ -25,15 +25,21 @@ EPOCHS = 10
 RATE = 2e-3  # of Adam; falls to 0 linearly over the run
 SPARSITIES = (0.9, 0.98)
 PRUNING = (0.1, 0.7)  # of the run: magnitude pruning begins and ends
-WARM_UP = 0.2  # of the run: the penalties of variational dropout and L0 rise to their full size
+# of the run: by rank the penalties of variational dropout and L0 rise to their full size in that
+# time, under the controller the sparsity that is asked for
+WARM_UP = {"rank": 0.2, "controller": 0.5}
 FREQUENCY = 100  # steps between two updates
 ANNEALING = 0.9  # of the run: continuous sparsification's mask becomes a step
 S0 = 0.05
 CS_SCALE = 1e-5
 L0_SCALE = 1.0
 L0_INITIAL_KEEP = 0.5  # as the authors; from 0.9 few gates can close in so short a run
+# L0's gates are hard in training too: with sampled ones, 10 epochs leave most kept gates just above
+# the boundary, where they are nearly 0 in evaluation. Chosen, as the warm-up of the controller,
+# after runs of seed 0 without it, which ended near chance under the controller.
+L0_HARD_MASK = True
 
-PRUNING_NAME = "magnitude pruning"
+PRUNING_NAME, L0_NAME = "magnitude pruning", "L0, hard mask"
 
 SMOKE_EPOCHS = 2
 SMOKE_SPARSITIES = (0.9,)
@@ -42,14 +48,14 @@ SMOKE_SPARSITIES = (0.9,)
 def methods(sparsity, reach, num_samples, steps):
     """name -> method, for a run of so many steps."""
     asked = {"target_sparsity": sparsity, "reach": reach, "frequency": FREQUENCY}
-    ramp = ts.Ramp(0, max(1, round(WARM_UP * steps)))
+    ramp = ts.Ramp(0, max(1, round(WARM_UP[reach] * steps)))
     begin, end = (round(share * steps) for share in PRUNING)
     schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=FREQUENCY)
     return {
         PRUNING_NAME: ts.MagnitudePruning(schedule, distribution="global"),
         "variational dropout": ts.VariationalDropout(num_samples, ramp=ramp, **asked),
-        "L0": ts.L0Regularization(num_samples, ramp=ramp, scale=L0_SCALE,
-                                  initial_keep=L0_INITIAL_KEEP, **asked),
+        L0_NAME: ts.L0Regularization(num_samples, ramp=ramp, scale=L0_SCALE,
+                                  initial_keep=L0_INITIAL_KEEP, hard_mask=L0_HARD_MASK, **asked),
         "continuous sparsification": ts.ContinuousSparsification(
             round(ANNEALING * steps), s0=S0, scale=CS_SCALE, **asked),
     }
@@ -108,9 +114,10 @@ def cases(sparsities, reach, train, test, epochs, seed):
 
 def settings(epochs, reach):
     return {"model": "lenet300", "batch": BATCH, "epochs": epochs, "optimizer": "Adam",
-            "rate": RATE, "reach": reach, "pruning": list(PRUNING), "warm_up": WARM_UP,
+            "rate": RATE, "reach": reach, "pruning": list(PRUNING), "warm_up": WARM_UP[reach],
             "frequency": FREQUENCY, "annealing": ANNEALING, "s0": S0, "cs_scale": CS_SCALE,
-            "l0_scale": L0_SCALE, "l0_initial_keep": L0_INITIAL_KEEP}
+            "l0_scale": L0_SCALE, "l0_initial_keep": L0_INITIAL_KEEP,
+            "l0_hard_mask": L0_HARD_MASK}
 
 
 def table(runs):

@@ -159,13 +159,14 @@ def test_the_first_two_updates_of_the_controller_by_hand():
                                rtol=1e-5)  # float32 between the updates
 
 
-def test_the_controller_waits_for_the_ramp():
-    """Where the ramp is 0 nothing it does has an effect, so it does not learn from it."""
+def test_the_ramp_raises_what_the_controller_asks_for():
+    """Where the ramp is 0 nothing is asked for. Its first update only looks, its second finds all
+    weights kept and steps by 1 from 1.1, as by hand above."""
     method = ts.VariationalDropout(10, ramp=ts.Ramp(20, 40, frequency=10), target_sparsity=0.5,
                                    reach="controller", frequency=10)
     model = ts.sparsify(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]), method)
     [found] = find(model)
-    for step, multiple in ((0, 0), (10, 0), (20, 0), (30, 0.5), (40, 1.1 + 1.0)):
+    for step, multiple in ((0, 0), (10, 0), (20, 0), (30, 1.0), (40, 1.1 + 1.0)):
         method.update([found.slot], step)
         coefficient = float(ops.convert_to_numpy(found.slot.state["coefficient"]))
         np.testing.assert_allclose(coefficient, multiple / 10, rtol=1e-6)

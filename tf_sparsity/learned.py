@@ -22,7 +22,7 @@ FREQUENCY = 100  # steps between two looks at the sparsity that is asked for
 FAR_HORIZON, NEAR_HORIZON = 10.0, 5.0  # updates that it looks ahead
 SMOOTHING = 0.3  # of the speed: the share of the newest difference
 NEAR = 0.03  # the weights around the target rank whose spread is the unit of distance, as a share
-FAR_RATE, NEAR_RATE = 0.1, 0.4  # of the coefficient's recent size, by which its held part moves
+FAR_RATE = 0.1  # of the coefficient's recent size, by which its held part moves; near: `tracking`
 GROW, SHRINK = 0.2, 0.7  # of the stroke's logarithm, at errors of equal and of opposite sign
 LEAST_STROKE, FORGETTING = 0.02, 0.9
 LIMIT = 1e4  # the coefficient stays within this many times the configured one
@@ -44,12 +44,14 @@ class LearnedMethod(Method):
     With `target_sparsity=s` and `reach="rank"` exactly the most important groups are kept in
     evaluation, the share s of all weights of all kernels is zero: up to one group, and but for the
     weight that each kernel keeps. Training does not see it. With `reach="controller"` training is
-    steered until the method's own threshold prunes that share (`control`).
+    steered until the method's own threshold prunes that share (`control`); the share that is asked
+    for rises with the `ramp`.
     """
 
     trainable_state = True
     has_penalty = True
     boundary = 0.0
+    tracking = 0.4  # of the controller near its target; see FAR_RATE
 
     def __init__(self, coefficient, ramp, target_sparsity, reach, frequency):
         if isinstance(ramp, dict):
@@ -142,8 +144,8 @@ class LearnedMethod(Method):
         if self.ranked:
             self._rank(slots)
         factor = 1.0 if self.ramp is None else self.ramp.value(step)
-        if self.controlled and factor > 0:
-            factor *= self.control(slots)
+        if self.controlled and factor > 0:  # the ramp raises what is asked for
+            factor = self.control(slots, self.target_sparsity * factor)
         for slot in slots:
             if "coefficient" in slot.state:
                 slot.state["coefficient"].assign(self.full_coefficient * factor)
@@ -175,8 +177,8 @@ class LearnedMethod(Method):
             mask = np.broadcast_to(keep, slot.kernel.shape)
             slot.state["mask"].assign(ops.cast(mask, slot.state["mask"].dtype))
 
-    def control(self, slots):
-        r"""The multiple of the configured coefficient until the next update.
+    def control(self, slots, s):
+        r"""The multiple of the configured coefficient until the next update, for sparsity s.
 
         q is the distance from `boundary` to the importance of rank s, w the spread of importance
         around that rank, v the smoothed change of q from update to update. The error
@@ -189,7 +191,6 @@ class LearnedMethod(Method):
         follows e, and close to the target q / w, which is less noisy. Negative multiples reward
         open gates: with them weights return that the data alone would not bring back.
         """
-        s = self.target_sparsity
         around = min(NEAR, s / 2, (1 - s) / 2)
         at, low, high = masks.quantiles(*self._importances(slots), [s, s - around, s + around])
         q, spread = at - self.boundary, max(high - low, 1e-9)
@@ -205,7 +206,8 @@ class LearnedMethod(Method):
             now["error"] = error
             now["stroke"] *= math.exp((GROW if agreement > 0 else SHRINK) * agreement)
             now["stroke"] = min(max(now["stroke"], LEAST_STROKE * now["size"], 1e-3), LIMIT)
-            step = max(FAR_RATE * now["stroke"], (NEAR_RATE if near else FAR_RATE) * now["size"])
+            rate = self.tracking if near else FAR_RATE
+            step = max(FAR_RATE * now["stroke"], rate * now["size"])
             now["held"] = _clip(now["held"] + step * (q / spread if near else error), LIMIT)
         now["distance"] = q
         for slot in slots:

@@ -62,6 +62,7 @@ class VariationalDropout(LearnedMethod):
 
     needs_seed = True
     local_reparameterization = True
+    tracking = 0.8  # the coefficient that holds a sparsity falls with the learning rate
 
     def __init__(self, num_samples, *, scale=1.0, ramp=None, threshold=3.0,
                  initial_log_sigma2=-10.0, clip_log_alpha=8.0, train_clip=False,
