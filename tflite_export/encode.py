@@ -86,6 +86,8 @@ def encode(tflite, policy, *, rotate_input=True):
         raise ValueError(f"{wrong[0]}{why} sparse=False writes the file dense.")
     best = right[0] if policy.sparse == "size" else max(
         right, key=lambda one: _count(one, policy))  # the first, of equal ones
+    if len(candidates) == 2 and best is plain and policy.sparse != "size":
+        refused = _why_dense(candidates[1], policy)  # though rewritten
     return best._replace(refused=refused)
 
 
@@ -109,6 +111,14 @@ def _wrong(encoded, policy):
             return (f"{reason.operator} would be wrong on {', '.join(reason.runtimes)}: "
                     f"{reason.text}.")
     return None
+
+
+def _why_dense(encoded, policy):
+    """Why the newest release that `policy` covers runs no convolution sparse."""
+    newest = kernels.GENERATIONS[policy.runtime][-1]
+    reasons = encoded.prediction.reasons if encoded.prediction else ()
+    return next((f"{reason.operator}: {reason.text}" for reason in reasons
+                 if newest in reason.runtimes), None)
 
 
 def _count(encoded, policy):
