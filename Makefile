@@ -1,5 +1,6 @@
 # make demo   the main job: prune a digits classifier, export it, run it in LiteRT (writes runs/demo/)
 # make test   the tests, on TensorFlow and then on JAX
+# make test-arm   what sparse files do on emulated ARM, against what is predicted
 # Both make an environment in .venv first. PYTHON=python3.12 picks another interpreter, WORKERS=4
 # the number of processes for the tests (5 GB of memory each).
 
@@ -8,7 +9,10 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow bench clean
+# Versions of LiteRT for test-arm; tflite-2.14.0 is its predecessor tflite-runtime.
+ARM_LITERT := 2.3.0 2.1.0 1.4.0 1.2.0 tflite-2.14.0
+
+.PHONY: demo test test-slow test-arm bench clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) -m recipes.digits_demo
@@ -20,11 +24,19 @@ test: $(VENV)/test.stamp
 test-slow: $(VENV)/test.stamp
 	$(RUN) -m pytest -m slow
 
+# Needs Debian (qemu-user), gcc and the network; writes benchmarks/results/arm_matrix.json.
+test-arm: $(VENV)/test.stamp build/arm/made.stamp
+	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm
+
 bench: $(VENV)/test.stamp
 	$(RUN) -m benchmarks
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .hypothesis
+
+build/arm/made.stamp: tools/arm/setup tools/arm/insn.c $(VENV)/made.stamp
+	for version in $(ARM_LITERT); do PYTHON=$(RUN) tools/arm/setup build/arm $$version || exit 1; done
+	@touch $@
 
 # The last step writes the stamp, so that what was interrupted is done again.
 $(VENV)/made.stamp:

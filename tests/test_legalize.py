@@ -9,6 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from arm import graphs
 from arm.builder import Builder
+from arm.networks import randomized
 from keras import layers
 
 import tflite_export
@@ -311,20 +312,6 @@ def test_signatures_keep_their_names():
 # Whole networks.
 
 
-def randomize(model):
-    """Weights under which every layer passes on values of order 1, unlike fresh batch norms."""
-    draw = np.random.default_rng(0)
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            gamma, beta, mean, variance = layer.get_weights()
-            layer.set_weights([gamma, *(draw.normal(0, 0.2, beta.shape) for _ in range(2)),
-                               draw.uniform(0.5, 1.5, variance.shape)])
-        else:
-            layer.set_weights([
-                w if w.ndim > 1 else draw.normal(0, 0.05, w.shape) for w in layer.get_weights()])
-    return model
-
-
 def inverted_residual(x, filters, stride):
     y = layers.Conv2D(2 * x.shape[-1], 1, use_bias=False)(x)
     y = layers.ReLU(6.0)(layers.BatchNormalization()(y))
@@ -354,7 +341,7 @@ def test_small_networks_of_keras(size, head):
         x = layers.Dense(10)(x)
     elif head == "pointwise":
         x = layers.Flatten()(layers.Conv2D(10, 1)(layers.Activation("hard_swish")(x)))
-    model = randomize(keras.Model(inputs, x))
+    model = randomized(keras.Model(inputs, x))
     tflite = tflite_export.convert(model, sparse=False, batch_size=2).tflite
     checked(tflite, rotated=size % 2 == 0)
     checked(tflite, rotate_input=False)
@@ -366,7 +353,7 @@ def test_small_networks_of_keras(size, head):
 def test_networks_of_keras_applications(name):
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=(64, 64, 3), classes=20, classifier_activation=None)
-    tflite = tflite_export.convert(randomize(model), sparse=False).tflite
+    tflite = tflite_export.convert(randomized(model), sparse=False).tflite
     legal = checked(tflite, rotated=True)
     graph = Graph(flatbuffer.read(legal.tflite))
     strided = [op for op in graph.operators if graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from arm import graphs
 from arm.builder import Builder
-from keras import layers
+from arm.networks import randomized
 
 import tflite_export
 from tflite_export import store, xnnpack
@@ -190,11 +190,7 @@ def test_a_custom_operator_takes_features_out_of_the_cluster():
 def test_networks_of_keras_applications_run_sparse_when_legalized(name, int8):
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=(64, 64, 3), classes=20)
-    for layer in model.layers:
-        if isinstance(layer, layers.Conv2D) and layer.kernel_size == (1, 1):
-            draw = np.random.default_rng(0).random(layer.kernel.shape)
-            layer.kernel.assign(layer.kernel * (draw > 0.8))
-    dense = tflite_export.convert(model, sparse=False).tflite
+    dense = tflite_export.convert(randomized(model, zeros=0.8), sparse=False).tflite
     assert set(outcomes(stored(dense, int8))) == {D}
     assert set(outcomes(stored(legalize(dense).tflite, int8))) == {S}
 

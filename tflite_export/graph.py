@@ -39,8 +39,8 @@ class Graph:
                 or not isinstance(op.builtinOptions, wanted)
                 or (kind in RANKS and ranks[1] != RANKS[kind])
                 or (RANKS.get(kind) == 4 and ranks[0] != 4)):
-            raise ValueError(f"The .tflite file is damaged: {kind} has inputs of the ranks {ranks}, "
-                             f"{len(self.writes(op))} outputs and the options "
+            raise ValueError(f"The .tflite file is damaged: {kind} has inputs of the ranks "
+                             f"{ranks}, {len(self.writes(op))} outputs and the options "
                              f"{type(op.builtinOptions).__name__}.")
 
     @property

@@ -4,8 +4,8 @@
 
 FOLDER holds NAME.tflite, NAME.twin.tflite (the same weights stored dense), and NAME.npz with the
 inputs and the expected outputs in the files' order. Prints a JSON line for each run of a file: that
-it begins, then how far its outputs are from the expected ones, or why it did not load. The inference
-lies between two calls of getppid, between which tools/arm/insn.c counts instructions.
+it begins, then how far its outputs are from the expected ones, or why it did not load. The
+inference lies between two calls of getppid, between which tools/arm/insn.c counts instructions.
 """
 
 import json
@@ -50,10 +50,11 @@ def main():
         for kind in ("twin.tflite", "tflite"):
             print(json.dumps({"name": name, "kind": kind}), flush=True)
             try:
-                result = {"ran": True,
-                          "error": error(outputs(f"{folder}/{name}.{kind}", inputs), expected)}
+                actual = outputs(f"{folder}/{name}.{kind}", inputs)
             except (RuntimeError, ValueError) as refused:
                 result = {"ran": False, "message": str(refused)}
+            else:
+                result = {"ran": True, "error": error(actual, expected)}
             print(json.dumps({"name": name, "kind": kind, **result}), flush=True)
 
 

@@ -1,8 +1,8 @@
 """The graphs of the ARM matrix: what XNNPACK's rewrite takes, leaves and gets wrong.
 
 `CLUSTERS` are dense float graphs, stored sparse by the matrix as float32 and as int8. `ENCODINGS`
-are files with one weight encoded by hand. `random_cluster(seed)` draws a graph. Sizes are small, yet
-large enough that no dimension is mistaken for another.
+are files with one weight encoded by hand. `random_cluster(seed)` draws a graph. Sizes are small,
+yet large enough that no dimension is mistaken for another.
 """
 
 import copy
@@ -16,6 +16,7 @@ from tflite_export import encoding, flatbuffer
 from tflite_export.graph import ELEMENTWISE
 
 CLUSTERS, ENCODINGS = {}, {}
+SEED, DRAWN = 2026, 24  # of the random graphs
 
 
 def _cluster(function):
@@ -588,7 +589,7 @@ half_precision_sums_allowed.tolerance = 0.03  # 11 bits, over sums of a few hund
 
 def random_cluster(seed):
     """A chain of blocks drawn from the seed, of which some may not be fit for the sparse path."""
-    draw = np.random.default_rng([2026, seed])
+    draw = np.random.default_rng([SEED, seed])
     b = Builder(seed, zeros=float(draw.choice([0.6, 0.75, 0.9, 0.95])))
     batch, height, width = int(draw.integers(1, 3)), *map(int, draw.integers(18, 48, 2))
     x = b.depthwise(b.stem(b.input(batch, height, width, 3), 16))
@@ -894,4 +895,4 @@ def _():
                        per_channel=True)
 
 
-RANDOM = {f"random_{seed}": functools.partial(random_cluster, seed) for seed in range(24)}
+RANDOM = {f"random_{seed}": functools.partial(random_cluster, seed) for seed in range(DRAWN)}

@@ -5,42 +5,68 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from arm import graphs
+from arm import graphs, networks
 from tflite_export import store
+from tflite_export.legalize import legalize
 
 TOOLS = Path(__file__).parents[2] / "tools" / "arm"
-GENERATIONS = {"1.2": "litert 1.2", "1.4": "litert 1.4-2.1", "2.0": "litert 1.4-2.1",
-               "2.1": "litert 1.4-2.1", "2.2": "litert 2.2+", "2.3": "litert 2.2+"}
+FILES_AT_A_TIME, TIMEOUT = 40, 1800  # for one start of the emulator; seconds
 FLOAT_TOLERANCE = 1e-5  # float32 sums in another order, relative to the greatest output
 # Of the counts of tools/arm/insn.c. Some int8 kernels use other multiplications than it counts.
 MULTIPLY_ADDS, VECTOR_LOADS = slice(1, 3), 3
 LOADS_OF_DENSE = 0.8  # a kernel that leaves 3/4 of the weights out loads less than that
 
 
+class File(NamedTuple):
+    """What is run, and what is expected."""
+
+    tflite: bytes
+    tolerance: float  # greatest relative error that rounding explains
+    reference: bytes  # the file whose outputs are expected
+
+
 def files():
-    """{name: (file, greatest relative error that rounding explains)}"""
+    """{name: File} of the small graphs"""
     result = {}
     for name, graph in {**graphs.CLUSTERS, **graphs.RANDOM}.items():
-        dense, tolerance = graph(), getattr(graph, "tolerance", FLOAT_TOLERANCE)
-        for storage in ("float", "int8"):
-            sparse = store.store(dense, store.Policy("size", storage == "int8")).tflite
-            result[f"{name}/{storage}"] = sparse, tolerance
+        tolerance = getattr(graph, "tolerance", FLOAT_TOLERANCE)
+        result |= _stored(name, graph(), None, tolerance)
     for name, graph in graphs.ENCODINGS.items():
-        result[f"encoding/{name}"] = graph(), graph.tolerance
+        tflite = graph()
+        result[f"encoding/{name}"] = File(tflite, graph.tolerance, store.dense_twin(tflite))
     return result
 
 
-def outcomes(environment, version, named, timeout=600):
+def network_files():
+    """{name: File} of legalized networks, in float expected to equal the file before"""
+    result = {}
+    for name in networks.NAMES:
+        dense = networks.network(name)
+        result |= _stored(f"network/{name}", legalize(dense).tflite, dense, FLOAT_TOLERANCE)
+    return result
+
+
+def _stored(name, tflite, reference, tolerance):
+    """A file with its weights stored sparse, in both ways."""
+    result = {}
+    for int8 in (False, True):
+        sparse = store.store(tflite, store.Policy("size", int8)).tflite
+        expected = store.dense_twin(sparse) if int8 else reference or tflite
+        result[f"{name}/{'int8' if int8 else 'float'}"] = File(sparse, tolerance, expected)
+    return result
+
+
+def outcomes(environment, version, named):
     """What one version of LiteRT makes of the files, on emulated ARM.
 
     Args:
       environment: the folder that tools/arm/setup has made.
       version: of LiteRT, one that is in the folder.
-      named: as `files` returns it.
-      timeout: seconds for one start of the emulator.
+      named: {name: File}.
 
     Returns:
       {name: {"outcome": "sparse" | "dense" | "wrong", "how": what is wrong, "error": greatest
@@ -50,27 +76,27 @@ def outcomes(environment, version, named, timeout=600):
     with tempfile.TemporaryDirectory() as folder:
         places = {name: str(number) for number, name in enumerate(named)}
         for name, place in places.items():
-            _write(Path(folder, place), named[name][0])
+            _write(Path(folder, place), named[name])
         left = list(places)
         while left:
-            events, how = _emulate(environment, version, folder, [places[n] for n in left], timeout)
-            for name in list(left):
+            here = left[:FILES_AT_A_TIME]
+            events, how = _emulate(environment, version, folder, [places[n] for n in here])
+            for name in here:
                 runs = events.get(places[name], {})
                 if "tflite" not in runs and how is None:
                     raise RuntimeError(f"the emulator ended without a word on {name}")
                 left.remove(name)
-                result[name] = _outcome(runs, how, named[name][1])
+                result[name] = _outcome(runs, how, named[name].tolerance)
                 if not runs.get("tflite", {}).get("done"):
                     break  # the process died here: go on with the next file in a new one
     return result
 
 
-def _write(path, tflite):
+def _write(path, file):
     """The file, its dense twin, inputs and expected outputs for emulated.py."""
-    twin = store.dense_twin(tflite)
-    inputs, expected = run_here(twin)
-    path.with_suffix(".tflite").write_bytes(tflite)
-    path.with_suffix(".twin.tflite").write_bytes(twin)
+    inputs, expected = run_here(file.reference)
+    path.with_suffix(".tflite").write_bytes(file.tflite)
+    path.with_suffix(".twin.tflite").write_bytes(store.dense_twin(file.tflite))
     np.savez(path.with_suffix(".npz"),
              **{f"input{i:02}": value for i, value in enumerate(inputs)},
              **{f"output{i:02}": value for i, value in enumerate(expected)})
@@ -90,21 +116,24 @@ def run_here(tflite, seed=0):
     return inputs, [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
 
 
-def _emulate(environment, version, folder, places, timeout):
+def _emulate(environment, version, folder, places):
     """({place: {kind: what emulated.py said}}, how the process died or None)"""
     plugin, counts = Path(environment, "insn.so"), Path(folder, "counts")
+    if not plugin.exists():
+        raise FileNotFoundError(f"{plugin} is missing: run {TOOLS / 'setup'} {environment}, with a "
+                                "C compiler installed")
     counts.unlink(missing_ok=True)
     variables = {"QEMU_PLUGIN": f"file={plugin.resolve()}", "INSN_OUT": str(counts)}
     try:
         done = subprocess.run(
             [TOOLS / "arm-python", environment, "--litert", version,
              Path(__file__).with_name("emulated.py"), folder, *places],
-            capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables})
+            capture_output=True, text=True, timeout=TIMEOUT, env={**os.environ, **variables})
         printed, how = done.stdout, None
         if done.returncode:
             how = f"process ended with status {done.returncode}"
     except subprocess.TimeoutExpired as error:
-        printed, how = error.stdout.decode(), f"no answer within {timeout} s"
+        printed, how = error.stdout.decode(), f"no answer within {TIMEOUT} s"
     events, lines = {}, iter(counts.read_text().splitlines() if counts.exists() else [])
     for line in printed.splitlines():
         if not line.startswith("{"):
@@ -128,6 +157,8 @@ def _outcome(runs, how, tolerance):
         return {"outcome": "wrong", "how": "not loaded: " + run["message"].strip().split("\n")[0]}
     if not twin.get("ran") or twin["error"] is None or twin["error"] > tolerance:
         return {"outcome": "no twin", "how": f"the dense file itself fails: {twin or how}"}
+    if run["error"] is not None:
+        run["error"] = float(f"{run['error']:.1e}")
     result = {"error": run["error"], "multiply_adds": run["multiply_adds"],
               "multiply_adds_dense": twin["multiply_adds"]}
     if run["error"] is None:
