@@ -81,7 +81,7 @@ def test_blocks_have_a_language(path):
     """A block without one would be neither run nor seen to be left out."""
     fences = re.findall(r"^[ \t]*```(.*)$", read(path), re.MULTILINE)
     assert len(fences) % 2 == 0 and set(fences[1::2]) <= {""}, "an unclosed block"
-    assert set(fences[::2]) <= {"python", "bash", "text", ""}, fences[::2]
+    assert set(fences[::2]) <= {"python", "bash", "text", "kotlin", "cpp", ""}, fences[::2]
 
 
 def slug(heading):

@@ -108,7 +108,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         layers=rows,
         difference=trial.greatest(source.outputs(ports.turn(samples, turned)), outputs),
         trial=outcomes,
-        covered=_covered(encoded, runtime),
+        covered=_covered(encoded, rows, runtime),
         notes=encoded.notes,
         advice=tuple(advice(rows, len(encoded.tflite), len(float_file))),
     )
@@ -203,17 +203,20 @@ def _identity(array):
     return array.shape, array.dtype.str, (array + 0).tobytes()
 
 
-def _covered(encoded, runtime):
+def _covered(encoded, rows, runtime):
     """(Covered, ...) of the releases that `runtime` names."""
     prediction, found = encoded.prediction, []
+    picture = any("CONV" in row.operator for row in rows)
+    layer = next((row.why for row in rows if row.stored_sparse and not row.runs_sparse), "")
     for generation in kernels.GENERATIONS[runtime]:
         if prediction is None:
             found.append(Covered(generation, "dense", "no weight is stored sparse"))
             continue
         verdict = prediction.runtimes[generation]
         why = encoded.refused or next(
-            (f"{names.short_in(reason.operator)}: {reason.text}" for reason in prediction.reasons
+            (f"{reason.operator}: {reason.text}" for reason in prediction.reasons
              if generation in reason.runtimes), "")
+        why = names.short_in(why) if picture else layer
         found.append(Covered(generation, verdict, "" if verdict == "sparse" else why))
     return tuple(found)
 

@@ -55,9 +55,11 @@ def _layer(model, weight, policy, runs_sparse):
         kind = encoding.describe(sparsity)
         if weight.unpacking:
             reason = runs_sparse.get(weight.name, _UNPACKED)
-            runs = reason is None
-            reason = reason or kernels.Reason("XNNPACK runs this convolution sparse")
-            kept = 1 - weight.zeros
+            runs, kept = reason is None, 1 - weight.zeros
+            if runs:
+                reason = kernels.Reason("XNNPACK runs it sparse")
+            elif weight.operator == "FULLY_CONNECTED":
+                reason = _why_not_native(weight, policy)
         else:
             kernel = kernels.NATIVE.get((value.dtype.name, weight.activations))
             reason, runs = kernels.Reason(f"by the kernel for {kernel.name}"
@@ -73,6 +75,28 @@ def _layer(model, weight, policy, runs_sparse):
     )
 
 
+def _why_not_native(weight, policy):
+    """Why a dense layer whose weight is unpacked is not left to a kernel that reads it sparse."""
+    if weight.value.dtype != np.float32:
+        return kernels.Reason(encode.UNPACKED, "quantize='dynamic' and pattern='1x16'")
+    kernel, refused = kernels.native(
+        weight._replace(unpacking=(), users=weight.computing), _runtime(policy))
+    if refused is None:
+        return _slower(weight, kernel)
+    return kernels.Reason(f"{encode.UNPACKED}: {refused.text}", refused.change)
+
+
+def _slower(weight, kernel):
+    share = kernels.empty_blocks(weight.value, kernel.block)
+    least = store.least_empty(weight, kernel)
+    return kernels.Reason(f"the sparse kernel would be slower: {share:.0%} of its blocks are "
+                          f"empty, of {least:.0%} that it takes", "prune more of it")
+
+
+def _runtime(policy):
+    return store.Policy().runtime if policy is None else policy.runtime
+
+
 _UNPACKED = kernels.Reason(encode.UNPACKED)
 
 
@@ -86,15 +110,11 @@ def _why_dense(weight, policy):
         return kernels.Reason("it has no zeros", "prune it")
     if policy is not None and policy.sparse is False:
         return kernels.Reason("as asked", "sparse='auto'")
-    runtime = store.Policy().runtime if policy is None else policy.runtime
+    runtime = _runtime(policy)
     kernel, refused = kernels.native(weight, runtime)
     unpack = kernels.unpackable(weight, runtime)
     if refused is None and not store.pays(weight, kernel):
-        share = kernels.empty_blocks(weight.value, kernel.block)
-        least = store.least_empty(weight, kernel)
-        return kernels.Reason(f"the sparse kernel would be slower: {share:.0%} of its blocks are "
-                              f"empty, of {least:.0%} that it takes",
-                              "prune more of it, or sparse='size'")
+        return _slower(weight, kernel)
     if unpack is not None:
         if kernel is None or refused is None:
             return unpack

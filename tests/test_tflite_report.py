@@ -1,0 +1,183 @@
+"""The report: figures that can be counted by hand, as a table, JSON and a page."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from exports import conv, dense, dense_file, recurrent, wide
+
+import tflite_export
+from tflite_export import advice, layers, machine, names, sizes, store
+from tflite_export.layers import LayerReport
+
+
+@pytest.fixture(scope="module")
+def exported():
+    return tflite_export.convert(dense_file(dense))
+
+
+def test_layers_by_hand(exported):
+    """64 x 128 and 128 x 10 weights, a tenth of each left."""
+    first, second = exported.report.layers
+    assert (first.shape, second.shape) == ((128, 64), (10, 128))
+    for row in (first, second):
+        size = row.shape[0] * row.shape[1]
+        kept = size - round(0.9 * size)
+        assert row.operator == "FULLY_CONNECTED" and row.dtype == "float32"
+        assert row.sparsity == 1 - kept / size and row.bytes_dense == 4 * size
+        assert row.lower_bound == 5 * kept  # a value and an index of one byte
+        assert row.lower_bound < row.bytes <= 1.1 * row.lower_bound
+        assert row.multiply_adds == row.expected_multiply_adds == size
+        assert not row.runs_sparse and "its zeros are not in blocks of 1x4" in row.why
+        assert row.change == "prune it with tf_sparsity.MagnitudePruning(pattern='1x4')"
+
+
+def test_multiply_adds_of_convolutions_by_hand():
+    """Pictures of 8 x 8: a 3x3 convolution 3 -> 16, a depthwise one to 6 x 6, a 1x1, a Dense."""
+    work = {row.shape: row.multiply_adds for row in layers.layers(dense_file(conv))}
+    assert work == {(16, 3, 3, 3): 64 * 16 * 27, (1, 3, 3, 16): 36 * 9 * 16,
+                    (32, 1, 1, 16): 36 * 32 * 16, (4, 32): 128}
+
+
+def test_why_a_weight_is_dense():
+    def why(sparse, sparsity):
+        rows = layers.layers(dense_file(dense, sparsity), store.Policy(sparse))
+        return [(row.why, row.change) for row in rows]
+
+    assert why("auto", 0.0) == [("it has no zeros", "prune it")] * 2
+    assert why(False, 0.9) == [("as asked", "sparse='auto'")] * 2
+    assert why("auto", 0.1) == [
+        ("it would not be smaller with the places of its zeros", "prune more of it")] * 2
+    assert {text for text, _ in why("speed", 0.9)} == {"its zeros are not in blocks of 1x4"}
+
+
+def test_sizes_of_other_dtypes_are_those_of_the_converter():
+    """The computed sizes are within 3 % of real files, raw; a file's own is exact."""
+    computed = {size.file.split(",")[0]: size for size in sizes.dense_sizes(dense_file(wide))}
+    assert computed["float32"].bytes == len(dense_file(wide))
+    pytest.importorskip("ai_edge_quantizer")
+    for mode, name in (("float16", "float16"), ("dynamic", "dynamic range")):
+        real = tflite_export.convert(dense_file(wide), quantize=mode, sparse=False).tflite
+        assert computed[name].bytes == pytest.approx(len(real), rel=0.03)
+    assert all(size.zipped < size.bytes for size in computed.values())
+
+
+def test_the_table_has_every_figure(exported):
+    report, text = exported.report, str(exported.report)
+    assert report.bytes == len(exported.tflite) and f"{report.bytes:,}" in text
+    assert f"{report.bytes_dense:,}" in text and f"{report.zipped_dense:,}" in text
+    assert f"this file: {report.reason}" in text
+    for row in report.layers:
+        assert names.short(row.name) in text and f"{row.bytes:,}" in text
+    for kernels in ("XNNPACK", "built-in", "reference", "CompiledModel"):
+        assert f"beside its dense twin, {kernels}: 0.0e+00" in text
+    for release in ("tflite-runtime 2.14", "litert 1.2", "litert 1.4-2.1", "litert 2.2+"):
+        assert f"{release}: dense, " in text
+
+
+def test_json_has_every_figure(exported):
+    report = exported.report
+    figures = json.loads(json.dumps(report.to_dict()))
+    assert figures["layers"][0]["shape"] == [128, 64] and figures["difference"] < 1e-5
+    assert figures["sizes"][0]["bytes"] == report.bytes and figures["is_sparse"] is True
+    assert figures["multiply_adds"] == 64 * 128 + 128 * 10 == figures["expected_multiply_adds"]
+    assert [o["kernels"] for o in figures["trial"]][0] == "XNNPACK"
+
+
+class Page(HTMLParser):
+    """Counts what a page holds, and that every element is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found, self.widths, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.found.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+        if "style" in attributes:
+            self.widths.append(attributes["style"])
+        assert "src" not in attributes and "href" not in attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_nothing_else(exported, tmp_path):
+    path = tmp_path / "report.html"
+    assert exported.report.save_html(path) == str(path)
+    page = Page()
+    page.feed(path.read_text())
+    assert page.open == [] and "script" not in page.found and "link" not in page.found
+    # a bar for each of 5 files, two for each of 2 layers
+    assert len(page.widths) == len(exported.report.sizes) + 2 * 2
+    row = exported.report.layers[0]
+    assert f"width:{100 * row.bytes / row.bytes_dense:.1f}%" in page.widths
+    assert names.short(row.name) in page.text and "its zeros are not in blocks" in page.text
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        exported.report.save_html(path)
+
+
+def test_the_page_escapes_names(exported, tmp_path):
+    row = exported.report.layers[0]._replace(name="<b>&")
+    report = exported.report._replace(layers=(row,))
+    text = (tmp_path / "x.html")
+    report.save_html(text)
+    assert "&lt;b&gt;&amp;" in text.read_text() and "<b>" not in text.read_text()
+
+
+# ---- what to expect
+
+
+def layer(operator, runs, work, left, dtype="float32"):
+    return LayerReport("w", operator, (8, 8), dtype, 0.9, "CSR" if runs else "dense", 10, 100, 10,
+                       runs, "", None, work, left)
+
+
+def said(rows, size=100, float_bytes=1000):
+    return " ".join(advice.advice(rows, size, float_bytes))
+
+
+def test_advice_by_what_is_left():
+    convolution = layer("CONV_2D", True, 1000, 300)
+    text = said([convolution])
+    assert "On x86 with AVX the file is as fast as a dense one" in text
+    assert "dense int8 is likely to be faster" in text and "30% of them are left" in text
+    assert "would be faster and smaller" in text
+    few = said([layer("CONV_2D", True, 1000, 50)], size=50)
+    assert "dense int8" not in few and "Half of the channels" not in few  # a twentieth is left
+    assert "would be faster:" in said([layer("CONV_2D", True, 1000, 100)], size=50)
+    assert said([layer("CONV_2D", False, 1000, 1000)]) == ""  # nothing sparse, nothing to say
+
+
+def test_no_speed_is_promised_where_nothing_runs_sparse():
+    row = layer("CONV_2D", False, 1000, 1000)._replace(encoding="CSR")
+    assert said([row]).startswith("No kernel runs this file sparse")
+
+
+def test_the_machine_is_read(monkeypatch):
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.runs_sparse_convolutions() is True
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    for flags, runs in (({"sse", "avx"}, False), ({"sse"}, True), (None, None)):
+        monkeypatch.setattr(machine, "_flags", lambda flags=flags: flags)
+        assert machine.runs_sparse_convolutions() is runs
+
+
+def test_names_are_short():
+    assert names.short("a/b;c/d;") == "c/d" and names.short("a;b;/turned") == "b/turned"
+    assert names.short("") == "" and names.short(";") == ";"
+    assert names.short("x" * 60) == "..." + "x" * 45
+    assert names.short_in("CONV_2D 'a;b': no") == "CONV_2D 'b': no"
+
+
+def test_a_loop_is_counted_once():
+    """5 steps of an LSTM of 8 units on 8 inputs, twice: one step of each direction is counted."""
+    rows = layers.layers(dense_file(recurrent))
+    assert sorted(row.multiply_adds for row in rows) == [3 * 16] + [32 * 8] * 4
+    assert np.all([row.operator == "FULLY_CONNECTED" for row in rows])
