@@ -187,3 +187,17 @@ def test_prunable_refuses_in_words():
             tflite_export.prunable(dense(), **options)
     with pytest.raises(ValueError, match="would be wrong on"):
         tflite_export.prunable(leaking())
+
+
+def test_kernels_of_two_sizes_give_constants_of_one_name():
+    """Strides of 3x3 and 5x5 kernels need paddings of 1 and 2: two constants called "padding"."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((32, 32, 3)),
+        layers.Conv2D(8, 3, strides=2, padding="same", activation="relu"),
+        layers.Conv2D(32, 1, activation="relu"),
+        layers.DepthwiseConv2D(5, strides=2, padding="same"),
+        layers.Conv2D(64, 1, activation="relu"),
+        layers.GlobalAveragePooling2D(), layers.Dense(10)])
+    report = tflite_export.convert(prune(model, 0.9)).report
+    assert sparse_names(report) == [(32, 1, 1, 8), (64, 1, 1, 32)]

@@ -183,11 +183,14 @@ def _try(encoded, dense_file, samples):
 
 def _changed(stored_file, dense_file):
     """Which weight of the stored file is not that of the dense one, as a clause, or None."""
-    read_back = {(c.name, c.value.shape): c for c in flatbuffer.constants(stored_file)}
+    read_back = {}  # some have the same name and shape: those are in the same order in both files
+    for constant in flatbuffer.constants(stored_file):
+        read_back.setdefault((constant.name, constant.value.shape), []).append(constant)
     for weight in filter(_is_weight, flatbuffer.constants(dense_file)):
-        constant = read_back.get((weight.name, weight.value.shape))
-        if constant is None:
+        same = read_back.get((weight.name, weight.value.shape))
+        if not same:
             return f"{weight.name} is not in the file"
+        constant = same.pop(0)
         if constant.value.dtype == weight.value.dtype:
             right = _identity(constant.value) == _identity(weight.value)
         else:  # float32 rounded to the nearest int8
