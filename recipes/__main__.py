@@ -5,18 +5,19 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
 
-from recipes import configuration, registry, runner  # noqa: E402
+from recipes import configuration, registry, runner, sweep  # noqa: E402
 
 USAGE = """\
-python -m recipes list                       the recipes; list NAME: the settings of one
-python -m recipes run NAME [key=value ...]   one run; the same command again does nothing
+python -m recipes list [NAME]                    the recipes, or the settings of one
+python -m recipes run NAME [key=value ...]       one run; the same command again does nothing
+python -m recipes sweep NAME [key=v1,v2,... ...] its grid, or a search: tuner=, trials=, workers=
 """
 
 
 def main(argv=None):
-    """Returns the exit status: 0, or 2 after a sentence on stderr."""
+    """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"list": list_recipes, "run": run}
+    commands = {"list": list_recipes, "run": run, "sweep": sweep_runs}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -24,11 +25,10 @@ def main(argv=None):
         if argv[0] not in commands:
             raise ValueError(f"There is no command {argv[0]!r}. "
                              f"{configuration.nearest(argv[0], commands)}")
-        commands[argv[0]](argv[1:])
+        return commands[argv[0]](argv[1:]) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def list_recipes(words):
@@ -51,6 +51,11 @@ def run(words):
     name, words = _name(words, "run")
     options, configured = runner.parse(name, words)
     runner.run(name, configured, options)
+
+
+def sweep_runs(words):
+    name, words = _name(words, "sweep")
+    return min(sweep.run(name, words), 1)
 
 
 def _name(words, command):

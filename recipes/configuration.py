@@ -131,8 +131,12 @@ def values(configuration):
 
 def digest(recipe, configuration):
     """Twelve hexadecimal digits that name a configuration."""
-    text = json.dumps([recipe, values(configuration)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return short_hash([recipe, values(configuration)])
+
+
+def short_hash(value):
+    """Twelve hexadecimal digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def words(configuration):

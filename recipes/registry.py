@@ -11,7 +11,7 @@ import importlib
 
 from recipes.configuration import nearest
 
-RECIPES = ("sos_lenet_mnist",)
+RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar")
 # Programs of their own, python -m recipes.NAME --help
 PROGRAMS = ("digits_demo", "variational_dropout_mnist", "l0_mnist", "matched_mnist",
             "tickets_mnist")

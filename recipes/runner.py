@@ -96,12 +96,14 @@ class Run:
         import fcntl  # POSIX only
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as lock:
+        with open(self.folder / "lock", "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 print(f"{self.title}: waiting for another process that runs it", flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            print(os.getpid(), file=lock, flush=True)  # for people who look
             yield
 
     def execute(self):
