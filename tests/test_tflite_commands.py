@@ -11,12 +11,13 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from exports import prune
 from keras import layers
 
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import __main__ as command_line
-from tflite_export import encoding, flatbuffer, names, weights
+from tflite_export import encoding, flatbuffer, names, store, weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -177,3 +178,17 @@ def test_benchmark_takes_turns(folder, capsys):
     arguments = ["benchmark", folder / "sparse.tflite", "--against", folder / "dense.tflite"]
     assert run(*arguments, "--rounds", "1", "--threads", "2") == 0
     assert "2 threads" in capsys.readouterr().out
+
+
+def test_wrong_on_a_phone_and_right_here(tmp_path, capsys):
+    """Features leave XNNPACK's sparse part: x86 with AVX computes it right, Arm wrong."""
+    from test_tflite_networks import leaking
+
+    dense = tflite_export.convert(prune(leaking(), 0.9), sparse=False).tflite
+    (tmp_path / "leak.tflite").write_bytes(store.store(dense).tflite)
+    assert run("verify", tmp_path / "leak.tflite") == 3
+    printed = capsys.readouterr().out
+    assert "litert 2.2+: wrong, CONV_2D '" in printed and "leaks" in printed
+    assert "\nwrong: on tflite-runtime 2.14, litert 1.2, litert 1.4-2.1, litert 2.2+" in printed
+    assert run("inspect", tmp_path / "leak.tflite") == 0
+    assert "litert 2.2+: wrong" in capsys.readouterr().out

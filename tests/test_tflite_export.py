@@ -172,7 +172,8 @@ def test_negative_zeros_are_zeros():
 def test_nothing_sparse_stays_dense():
     for sparsity in (0.0, 0.2):
         report = tflite_export.convert(dense_file(dense, sparsity)).report
-        assert not report.is_sparse and "no weight can be stored sparse and smaller" in report.reason
+        assert not report.is_sparse
+        assert "no weight can be stored sparse and smaller" in report.reason
         assert not any(row.stored_sparse for row in report.layers)
 
 
@@ -183,7 +184,8 @@ def test_what_grows_stays_dense():
     assert not report.is_sparse and report.bytes == report.bytes_dense
     both = prune(keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(2)]), 0.5)
     report = tflite_export.convert(both).report
-    assert {row.shape: row.stored_sparse for row in report.layers} == {(64, 64): True, (2, 64): False}
+    stored = {row.shape: row.stored_sparse for row in report.layers}
+    assert stored == {(64, 64): True, (2, 64): False}
 
 
 def test_a_wrong_sparse_file_is_never_returned(pruned, monkeypatch):

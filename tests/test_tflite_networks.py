@@ -114,8 +114,8 @@ def test_too_few_zeros_run_dense():
 
 
 def leaking():
-    """Features leave the sparse part by a branch beside the global mean: wrong on ARM in every release, and
-    right on every x86 with AVX."""
+    """A branch leaves the sparse part beside the global mean: right on every x86 with AVX, and
+    wrong on ARM in every release."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((16, 16, 3))
     x = layers.Conv2D(8, 3, strides=2, activation="relu")(layers.ZeroPadding2D(1)(inputs))

@@ -110,7 +110,8 @@ def test_nothing_known_to_be_wrong_is_written():
                     else:  # the kernel's own blocks, the version that XNNPACK leaves alone
                         assert dtype == "int8" and weight.operator == "FULLY_CONNECTED"
                         assert mode == "dynamic" or runtime == "litert>=2.2"
-                        assert version == 8 and weight.tensor.sparsity.dimMetadata[2].denseSize == 16
+                        block = weight.tensor.sparsity.dimMetadata[2].denseSize
+                        assert version == 8 and block == 16
 
 
 def test_float16_is_dense_where_old_runtimes_compute_nan():

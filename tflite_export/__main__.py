@@ -7,7 +7,8 @@ Stores the pruned weights of a model sparse in a .tflite file, and says what to 
 files. MODEL is a .keras file, of a sparse model too, or a dense .tflite file.
 
 Exit status: 0 all is well; 1 it could not be done, one sentence on stderr says why; 2 wrong usage;
-3 `verify` found that the file crashes, or computes something else than its dense twin.
+3 `verify` found that the file crashes, or computes something else than its dense twin, here or on
+another release.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check, files, flatbuffer, kernels, ports, quantize, sizes, store
+from tflite_export import check, encode, files, flatbuffer, kernels, ports, quantize, sizes, store
 from tflite_export.benchmark import benchmark
 from tflite_export.convert import convert
 from tflite_export.layers import layers
@@ -27,6 +28,7 @@ from tflite_export.report import layer_table, said, table
 from tflite_export.trial import trial
 
 OFF = "off"  # --sparse off is sparse=False
+EVERY = "litert"  # the runtime that covers every release
 WRONG = 3
 
 
@@ -77,7 +79,7 @@ def _convert(arguments):
     data = _data(arguments.representative_data)
     with quiet():
         if arguments.model.endswith(".keras"):
-            import tf_sparsity  # noqa: F401  registers the classes that a sparse model is saved with
+            import tf_sparsity  # noqa: F401  registers the classes of sparse models
         exported = convert(
             arguments.model, quantize=arguments.quantize, representative_data=data,
             sparse=False if arguments.sparse == OFF else arguments.sparse,
@@ -111,10 +113,11 @@ def _inspect_parser():
 def _inspect(arguments):
     tflite = _read(arguments.file)
     size = sizes.size(arguments.file, tflite)
-    rows = layers(tflite)
+    encoded = encode.look(tflite)
+    rows = layers(tflite, runs_sparse=encoded.runs_sparse(EVERY))
     print("\n".join([*table(("file", "bytes", "zipped"),
                             [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
-                     *layer_table(rows)]))
+                     *layer_table(rows), "", *map(str, encode.covered(encoded, rows, EVERY))]))
     return 0
 
 
@@ -130,11 +133,17 @@ def _verify(arguments):
     batches = ports.random_batches(ports.inputs(flatbuffer.read(tflite)), 2)
     tried = trial(tflite, twin, batches, rounding=check.rounding(tflite))
     print("\n".join(f"beside its dense twin, {said(outcome)}" for outcome in tried.outcomes))
-    if tried.failure is None:
-        print("right: it computes what its dense twin computes, here")
-        return 0
-    print(f"wrong: {tried.failure}")
-    return WRONG
+    encoded = encode.look(tflite)
+    releases = encode.covered(encoded, layers(tflite), EVERY)
+    print("\n".join(map(str, releases)))
+    if tried.failure is not None:
+        print(f"wrong: {tried.failure}")
+        return WRONG
+    print("right: it computes what its dense twin computes, here")
+    wrong = [release.generation for release in releases if release.verdict == "wrong"]
+    if wrong:
+        print(f"wrong: on {', '.join(wrong)}")
+    return WRONG if wrong else 0
 
 
 def _benchmark_parser():

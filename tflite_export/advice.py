@@ -35,8 +35,8 @@ def advice(layers, size, float_bytes):
               in row.operator]
     if floats and dense and expected * INT8_PER_FLOAT > dense:
         yield ("On cores with dot-product instructions (Armv8.2 and newer, x86 with VNNI) dense "
-               f"int8 is likely to be faster: it does {INT8_PER_FLOAT} multiply-adds in the time of "
-               f"one float32, and {expected / dense:.0%} of them are left here.")
+               f"int8 is likely to be faster: it does {INT8_PER_FLOAT} multiply-adds in the time "
+               f"of one float32, and {expected / dense:.0%} of them are left here.")
     if stored:
         slower = dense and expected * INT8_PER_FLOAT * 4 > dense
         larger = size * 16 > float_bytes

@@ -1,7 +1,7 @@
 """A Keras model or a dense .tflite file to a .tflite file whose pruned weights are stored sparse.
 
-In this order: convert dense, quantize, legalize, encode, check. What was written is not believed: every
-sparse weight is read back and compared bit by bit with the dense file's, and both files are run.
+In this order: convert dense, quantize, legalize, encode, check. What was written is not believed:
+every sparse weight is read back and compared bit by bit with the dense file's, and both are run.
 """
 
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check, encode, flatbuffer, kernels, names, ports, sizes, store, trial
+from tflite_export import check, encode, flatbuffer, kernels, ports, sizes, store, trial
 from tflite_export import quantize as quantization
 from tflite_export.advice import advice
 from tflite_export.exported import Exported
 from tflite_export.from_file import FileSource
 from tflite_export.from_keras import KerasSource, load
 from tflite_export.layers import layers
-from tflite_export.report import Covered, Report
+from tflite_export.report import Report
 
 SPARSE = ("auto", "size", "speed")
 BATCHES = 4  # of random inputs, for the check
@@ -108,7 +108,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         layers=rows,
         difference=trial.greatest(source.outputs(ports.turn(samples, turned)), outputs),
         trial=outcomes,
-        covered=_covered(encoded, rows, runtime),
+        covered=encode.covered(encoded, rows, runtime),
         notes=encoded.notes,
         advice=tuple(advice(rows, len(encoded.tflite), len(float_file))),
     )
@@ -183,45 +183,31 @@ def _try(encoded, dense_file, samples):
 
 def _changed(stored_file, dense_file):
     """Which weight of the stored file is not that of the dense one, as a clause, or None."""
-    read_back = {}  # some have the same name and shape: those are in the same order in both files
+    read_back = {}  # some have the same name and shape
     for constant in flatbuffer.constants(stored_file):
         read_back.setdefault((constant.name, constant.value.shape), []).append(constant)
     for weight in filter(_is_weight, flatbuffer.constants(dense_file)):
-        same = read_back.get((weight.name, weight.value.shape))
+        same = read_back.get((weight.name, weight.value.shape), [])
+        right = [i for i, constant in enumerate(same) if _stands_for(constant, weight)]
         if not same:
             return f"{weight.name} is not in the file"
-        constant = same.pop(0)
-        if constant.value.dtype == weight.value.dtype:
-            right = _identity(constant.value) == _identity(weight.value)
-        else:  # float32 rounded to the nearest int8
-            apart = np.abs(constant.value * constant.scale - weight.value)
-            right = bool((apart <= constant.scale * np.float32(0.501)).all())
         if not right:
             return f"the encoding changed the values of {weight.name}"
+        same.pop(right[0])
     return None
+
+
+def _stands_for(constant, weight):
+    """Is this the weight bit by bit, or float32 rounded to the nearest int8?"""
+    if constant.value.dtype == weight.value.dtype:
+        return _identity(constant.value) == _identity(weight.value)
+    apart = np.abs(constant.value * constant.scale - weight.value)
+    return bool((apart <= constant.scale * np.float32(0.501)).all())
 
 
 def _identity(array):
     """What is equal for equal arrays: + 0, for a pruned -0.0 is a zero and read back as 0.0."""
     return array.shape, array.dtype.str, (array + 0).tobytes()
-
-
-def _covered(encoded, rows, runtime):
-    """(Covered, ...) of the releases that `runtime` names."""
-    prediction, found = encoded.prediction, []
-    picture = any("CONV" in row.operator for row in rows)
-    layer = next((row.why for row in rows if row.stored_sparse and not row.runs_sparse), "")
-    for generation in kernels.GENERATIONS[runtime]:
-        if prediction is None:
-            found.append(Covered(generation, "dense", "no weight is stored sparse"))
-            continue
-        verdict = prediction.runtimes[generation]
-        why = encoded.refused or next(
-            (f"{reason.operator}: {reason.text}" for reason in prediction.reasons
-             if generation in reason.runtimes), "")
-        why = names.short_in(why) if picture else layer
-        found.append(Covered(generation, verdict, "" if verdict == "sparse" else why))
-    return tuple(found)
 
 
 def _reason(encoded, float_file, wrong, policy):

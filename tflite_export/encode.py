@@ -6,7 +6,7 @@ it then does is read from the finished file, for every release that must be righ
 
 from typing import NamedTuple
 
-from tflite_export import flatbuffer, kernels, legalize, store, weights, xnnpack
+from tflite_export import flatbuffer, kernels, legalize, names, store, weights, xnnpack
 
 
 class Encoded(NamedTuple):
@@ -24,19 +24,20 @@ class Encoded(NamedTuple):
         release that `runtime` covers, else the kernels.Reason}."""
         if self.prediction is None:
             return {}
-        covered = kernels.GENERATIONS[runtime]
+        releases = kernels.GENERATIONS[runtime]
         operators = {op.name: op for op in self.prediction.operators}
         found = {}
         for weight in weights.find(flatbuffer.read(self.tflite)):
             users = [operators[name] for name in weight.computed if name in operators]
             if weight.tensor.sparsity is None or not weight.unpacking or not users:
                 continue
+            slow = [op for op in users if any(op.runs[g] != xnnpack.SPARSE for g in releases)]
+            reason = None
             if not pointwise(weight):
-                found[weight.name] = NOT_POINTWISE
-                continue
-            slow = [op for op in users if any(op.runs[g] != xnnpack.SPARSE for g in covered)]
-            text = None if not slow else slow[0].why or self.refused
-            found[weight.name] = kernels.Reason(text or UNPACKED) if slow else None
+                reason = NOT_POINTWISE
+            elif slow:
+                reason = kernels.Reason(slow[0].why or self.refused or UNPACKED)
+            found[weight.name] = found.get(weight.name) or reason  # two may have one name
         return found
 
 
@@ -49,6 +50,52 @@ def pointwise(weight):
 NOT_POINTWISE = kernels.Reason("unpacked when the file is loaded; XNNPACK runs 1x1 convolutions "
                                "sparse, and no others")
 UNPACKED = "unpacked when the file is loaded, computed with its zeros"
+
+
+class Covered(NamedTuple):
+    """What one generation of runtimes is expected to do with a file."""
+
+    generation: str
+    verdict: str  # "sparse", "dense" or "wrong"
+    why: str  # it is not "sparse"
+
+    def __str__(self):
+        return f"{self.generation}: {self.verdict}{', ' if self.why else ''}{self.why}"
+
+
+def covered(encoded, rows, runtime):
+    """(Covered, ...) of the releases that `runtime` names.
+
+    Args:
+        encoded: Encoded.
+        rows: layers.LayerReports of it.
+        runtime: one of kernels.RUNTIMES.
+    """
+    picture = any("CONV" in row.operator for row in rows)
+    layer = next((row.why for row in rows if row.stored_sparse and not row.runs_sparse), "")
+    found = []
+    for generation in kernels.GENERATIONS[runtime]:
+        if encoded.prediction is None:
+            found.append(Covered(generation, xnnpack.DENSE, "no weight is stored sparse"))
+            continue
+        verdict, why = encoded.prediction.runtimes[generation], ""
+        reasons = [reason for reason in encoded.prediction.reasons
+                   if generation in reason.runtimes]
+        if verdict == xnnpack.WRONG:  # reasons for that come first
+            why = names.short_in(f"{reasons[0].operator}: {reasons[0].text}")
+        elif verdict == xnnpack.DENSE and picture:
+            why = encoded.refused or names.short_in(f"{reasons[0].operator}: {reasons[0].text}")
+        elif verdict == xnnpack.DENSE:
+            why = layer
+        found.append(Covered(generation, verdict, why))
+    return tuple(found)
+
+
+def look(tflite):
+    """The Encoded of a file that is written already, by anyone."""
+    count = sum(weight.tensor.sparsity is not None
+                for weight in weights.find(flatbuffer.read(tflite)))
+    return Encoded(tflite, tflite, count, prediction=xnnpack.predict(tflite))
 
 
 def encode(tflite, policy, *, rotate_input=True):
@@ -105,9 +152,9 @@ def _stored(tflite, policy):
 
 def _wrong(encoded, policy):
     """What some covered release would do wrongly, as a sentence; None if nothing."""
-    covered = kernels.GENERATIONS[policy.runtime]
+    releases = kernels.GENERATIONS[policy.runtime]
     for reason in encoded.prediction.reasons if encoded.prediction else ():
-        if reason.verdict == xnnpack.WRONG and set(reason.runtimes) & set(covered):
+        if reason.verdict == xnnpack.WRONG and set(reason.runtimes) & set(releases):
             return (f"{reason.operator} would be wrong on {', '.join(reason.runtimes)}: "
                     f"{reason.text}.")
     return None

@@ -89,8 +89,8 @@ def native(weight, runtime):
                 f"{HYBRID_COLUMNS} and {HYBRID_BLOCKS}",
                 "split the layer along its inputs")
     if weight.value.dtype == np.int8 and weight.activations == "int8" and runtime != NEWER:
-        return kernel, Reason("tflite-runtime 2.14 computes it wrongly with a scale for each channel",
-                              f"runtime={NEWER!r}")
+        return kernel, Reason("tflite-runtime 2.14 computes it wrongly with a scale for each "
+                              "channel", f"runtime={NEWER!r}")
     return kernel, None
 
 

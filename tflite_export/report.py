@@ -6,14 +6,6 @@ from tflite_export import files, names, page
 from tflite_export.layers import total
 
 
-class Covered(NamedTuple):
-    """What one generation of runtimes is expected to do with the file."""
-
-    generation: str
-    verdict: str  # "sparse", "dense" or "wrong"
-    why: str
-
-
 class Report(NamedTuple):
     """What a conversion did. Sizes are in bytes; `zipped` ones after zlib at level 9."""
 
@@ -23,7 +15,7 @@ class Report(NamedTuple):
     layers: tuple  # of layers.LayerReport, one per weight
     difference: float  # greatest |LiteRT - the model| over all outputs, on random inputs
     trial: tuple = ()  # of trial.Outcome: the file beside its dense twin
-    covered: tuple = ()  # of Covered
+    covered: tuple = ()  # of encode.Covered
     notes: tuple = ()  # what was done to the graph
     advice: tuple = ()  # sentences: where it will not be faster, what would be
 
@@ -97,7 +89,7 @@ class Report(NamedTuple):
             f"out: {self.expected_multiply_adds:,}",
             f"greatest difference of an output from the model's: {self.difference:.1e}",
             *(f"beside its dense twin, {said(outcome)}" for outcome in self.trial),
-            *(f"{c.generation}: {c.verdict}{', ' if c.why else ''}{c.why}" for c in self.covered),
+            *map(str, self.covered),
             *(f"note: {sentence}" for sentence in self.advice),
         ])
 

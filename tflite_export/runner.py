@@ -95,7 +95,8 @@ class CompiledRunner:
         )
         try:
             self._model = CompiledModel.from_buffer(tflite, options=options)
-            self._buffers = self._model.create_input_buffers(0), self._model.create_output_buffers(0)
+            self._buffers = (self._model.create_input_buffers(0),
+                             self._model.create_output_buffers(0))
         except RuntimeError as error:
             raise ValueError(f"LiteRT cannot load the file: {error}") from error
         key = next(iter(self._model.get_signature_list()))
