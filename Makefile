@@ -24,9 +24,10 @@ test: $(VENV)/test.stamp
 test-slow: $(VENV)/test.stamp
 	$(RUN) -m pytest -m slow
 
-# Needs Debian (qemu-user), gcc and the network; writes benchmarks/results/arm_matrix.json.
+# Needs Debian (qemu-user), gcc and the network; writes benchmarks/results/arm_*.json.
 test-arm: $(VENV)/test.stamp build/arm/made.stamp
-	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm
+	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm graphs
+	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm networks
 
 bench: $(VENV)/test.stamp
 	$(RUN) -m benchmarks

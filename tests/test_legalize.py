@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from arm import graphs
+from arm import graphs, networks
 from arm.builder import Builder
-from arm.networks import randomized
 from keras import layers
 
 import tflite_export
@@ -341,19 +340,16 @@ def test_small_networks_of_keras(size, head):
         x = layers.Dense(10)(x)
     elif head == "pointwise":
         x = layers.Flatten()(layers.Conv2D(10, 1)(layers.Activation("hard_swish")(x)))
-    model = randomized(keras.Model(inputs, x))
+    model = networks.randomized(keras.Model(inputs, x))
     tflite = tflite_export.convert(model, sparse=False, batch_size=2).tflite
     checked(tflite, rotated=size % 2 == 0)
     checked(tflite, rotate_input=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2", "MobileNetV3Small",
-                                  "MobileNetV3Large", "EfficientNetB0"])
+@pytest.mark.parametrize("name", networks.NAMES)
 def test_networks_of_keras_applications(name):
-    make = getattr(keras.applications, name)
-    model = make(weights=None, input_shape=(64, 64, 3), classes=20, classifier_activation=None)
-    tflite = tflite_export.convert(randomized(model), sparse=False).tflite
+    tflite = networks.network(name)
     legal = checked(tflite, rotated=True)
     graph = Graph(flatbuffer.read(legal.tflite))
     strided = [op for op in graph.operators if graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D")

@@ -90,7 +90,7 @@ def predict(tflite):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32)])
     prediction = xnnpack.predict(tflite_export.convert(model, sparse=False).tflite)
     assert set(prediction.runtimes.values()) == {"dense"}
-    assert "no weight is stored sparse" in str(prediction.reasons[0])
+    assert "no weight is stored sparse" in str(prediction.reasons[-1])
     ```
     """
     model = flatbuffer.read(tflite)

@@ -1,6 +1,6 @@
-"""Runs the matrix: outcomes first, into a file; then predictions, against them.
+"""Runs files on emulated ARM: outcomes first, into a file; then predictions, against them.
 
-    python -m arm ENVIRONMENT [--litert VERSION ...] [--no-networks] [-o RESULTS.json]
+    python -m arm ENVIRONMENT graphs|networks [--litert VERSION ...] [-o RESULTS.json]
 
 ENVIRONMENT is the folder that tools/arm/setup has made, with these versions. Ends with status 1 if
 a prediction is not what has happened, or more than `REFUSED` graphs are refused that are right.
@@ -18,40 +18,40 @@ from arm import matrix, networks
 from tflite_export import xnnpack
 
 VERSIONS = ("tflite-2.14.0", "1.2.0", "1.4.0", "2.1.0", "2.3.0")
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "arm_matrix.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 REFUSED = 2
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m arm", description=__doc__.splitlines()[0])
     parser.add_argument("environment", type=Path)
+    parser.add_argument("what", choices=("graphs", "networks"))
     parser.add_argument("--litert", nargs="+", default=VERSIONS, metavar="VERSION")
-    parser.add_argument("--no-networks", action="store_true",
-                        help="leave out the five networks of keras.applications")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
+    small = arguments.what == "graphs"
+    output = arguments.output or RESULTS / ("arm_matrix.json" if small else "arm_networks.json")
+    files = matrix.files() if small else matrix.network_files()
 
-    files = matrix.files()
-    results = {"what": "small graphs and networks on emulated ARM: outcome by version of LiteRT",
-               "command": "cd tests && python -m arm " + " ".join(
-                   ["../build/arm", *sys.argv[2:]]),
-               "versions": versions(arguments.litert), "seed": matrix.graphs.SEED,
-               "networks": {"size": networks.SIZE, "zeros of 1x1 kernels": networks.ZEROS}}
-    if not arguments.no_networks:
-        files |= matrix.network_files()
+    settings = {"seed": matrix.graphs.SEED} if small else {
+        "picture": networks.SIZE, "zeros of 1x1 kernels": networks.ZEROS}
+    results = {"what": f"{arguments.what} on emulated ARM: outcome for each version of LiteRT",
+               "command": "cd tests && python -m arm ../build/arm " + arguments.what,
+               "versions": versions(arguments.litert), **settings}
     outcomes = {name: {} for name in files}
     for version in arguments.litert:
         for name, outcome in matrix.outcomes(arguments.environment, version, files).items():
             outcomes[name][version] = outcome
         print(f"LiteRT {version}: {summary(outcomes, version)}", flush=True)
-    write(arguments.output, results, outcomes)
+        write(output, results, outcomes)
 
     predictions = {name: xnnpack.predict(file.tflite).runtimes for name, file in files.items()}
     mismatches, refused = compare(outcomes, predictions)
-    write(arguments.output, {**results, "graphs": len(matrix.graphs.CLUSTERS) + len(
-        matrix.graphs.RANDOM) + len(matrix.graphs.ENCODINGS), "files": len(files),
-        "runs": sum(map(len, outcomes.values())), "mismatches": mismatches,
-        "refused although right": refused}, outcomes, predictions)
+    results |= {"graphs": len({name.rsplit("/", 1)[0] if "encoding" not in name else name
+                               for name in files}),
+                "files": len(files), "runs": sum(map(len, outcomes.values())),
+                "mismatches": mismatches, "refused although right": refused}
+    write(output, results, outcomes, predictions)
     print(f"{len(files)} files, {len(mismatches)} mismatches, {len(refused)} refused and right")
     for line in mismatches + refused:
         print(" ", line)

@@ -31,12 +31,11 @@ def randomized(model, zeros=0.0, seed=0):
 
 
 def network(name):
-    """The dense .tflite of one of NAMES, up to its logits."""
+    """The dense .tflite of one of NAMES for one picture, up to its logits."""
     import keras
+    import tensorflow as tf
 
-    import tflite_export
-
-    make = getattr(keras.applications, name)
-    model = make(weights=None, input_shape=(SIZE, SIZE, 3), classes=CLASSES,
-                 classifier_activation=None)
-    return tflite_export.convert(randomized(model, ZEROS), sparse=False).tflite
+    picture = keras.Input(batch_shape=(1, SIZE, SIZE, 3))
+    model = getattr(keras.applications, name)(
+        input_tensor=picture, weights=None, classes=CLASSES, classifier_activation=None)
+    return tf.lite.TFLiteConverter.from_keras_model(randomized(model, ZEROS)).convert()
