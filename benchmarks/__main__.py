@@ -1,34 +1,39 @@
-"""python -m benchmarks [step] [mask] [learned] [--small --out FOLDER]
+"""python -m benchmarks [NAME ...] [--small --out FOLDER]
 
 Measures, writes results/<name>.json, and the tables of README.md from those files. `--small` tries
 the program on tiny models in seconds and needs another folder, which gets no README.
 """
 
 import argparse
+import importlib
 import os
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the results are those of a CPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+NAMES = ("step", "mask", "learned", "tflite_size", "tflite_speed")
+
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="step | mask | learned", help="default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help=f"one of {', '.join(NAMES)}; default: all")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results")
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - {"step", "mask", "learned"}:
-        parser.error(f"no benchmark {sorted(unknown)}: choose from step, mask, learned")
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"no benchmark {sorted(unknown)}: choose from {', '.join(NAMES)}")
     if options.small and options.out is None:
         parser.error("--small needs --out FOLDER: its results must not replace the measured ones")
 
     from tflite_export.quiet import quiet
     with quiet():
-        from benchmarks import learned, mask, measure, readme, step
-    programs = {"step": step, "mask": mask, "learned": learned}
-    for name in options.names or programs:
-        result = programs[name].run(options.small)
+        from benchmarks import measure, readme
+    for name in options.names or NAMES:
+        with quiet():
+            program = importlib.import_module(f"benchmarks.{name}")
+        result = program.run(options.small)
         path = measure.save(result, options.out or measure.RESULTS)
         print(f"{path}\n\n{readme.TABLES[name](result)}")
     if options.out is None:

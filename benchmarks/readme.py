@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import learned, mask, measure, step
+from benchmarks import learned, mask, measure, step, tflite_size, tflite_speed
 
 README = Path(__file__).parent / "README.md"
 
@@ -73,6 +73,46 @@ def learned_table(result):
                   "peak memory", "/ dense", "goal"], rows) + "\n\n" + made(result)
 
 
+def size_table(result):
+    def cell(row):
+        return f"{row['bytes'] / 1e6:.2f} ({row['zipped'] / 1e6:.2f})"
+
+    rows = []
+    for case in result["cases"]:
+        files, bounds, goals = case["rows"], [], []
+        for label in tflite_size.OURS:
+            ours = files[label]
+            bounds.append(f"{ours['encoded'] / ours['bound']:.3f}")
+            goal = tflite_size.FILE_GOALS.get((case["network"], case["sparsity"], label))
+            if goal is not None:
+                met = "met" if ours["bytes"] <= goal else "**missed**"
+                goals.append(f"{label} {goal / 1e6:g} MB {met}")
+        rows.append([case["network"], f"{case['sparsity']:g}", cell(files["dense float32"]),
+                     *(cell(files[label]) for label in (*tflite_size.OURS, tflite_size.CONVERTER)),
+                     ", ".join(bounds), ", ".join(goals)])
+    return table(["network", "zeros", "dense float32", *(f"ours, {o}" for o in tflite_size.OURS),
+                  tflite_size.CONVERTER, "encoded / bound", "goal"], rows) + "\n\n" + made(result)
+
+
+def speed_table(result):
+    rows = []
+    for case in result["cases"]:
+        for label, row in case["rows"].items():
+            best = row["best dense"]
+            goal = tflite_speed.GOALS.get((case["network"], case["sparsity"]))
+            best_of_all = max(case["rows"].values(),
+                              key=lambda r: r[f"times {r['best dense']}"]["median"])
+            met = "" if goal is None or row is not best_of_all else (
+                f"{goal} {'met' if row[f'times {best}']['median'] >= goal else '**missed**'}")
+            rows.append([case["network"], f"{case['sparsity']:g}", label,
+                         f"{1e3 * row['seconds']:.3f} ms",
+                         *(spread(row[f"times {name}"], 2) for name in tflite_speed.DENSE),
+                         best, met])
+    return table(["network", "zero blocks", "file", "time",
+                  *(f"times as fast as {name}" for name in tflite_speed.DENSE), "best dense",
+                  "goal, to the best dense"], rows) + "\n\n" + made(result)
+
+
 def made(result):
     machine = result["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if v)
@@ -81,7 +121,8 @@ def made(result):
             f"{result['settings']['seed']}.")
 
 
-TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table}
+TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table,
+          "tflite_size": size_table, "tflite_speed": speed_table}
 
 
 def filled(text):

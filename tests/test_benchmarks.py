@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import learned, mask, measure, readme, step
+from benchmarks import (learned, mask, measure, networks, readme, step, tflite_size,
+                        tflite_speed)
 
 ROOT = Path(readme.__file__).parent.parent
 
@@ -28,8 +29,8 @@ def test_rounds_are_interleaved_and_the_order_turns():
 def test_the_program_runs_on_tiny_models(tmp_path):
     """As a command: its cases have processes of their own, and TFMOT stays out of this one."""
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--small", "--out", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True)
+        [sys.executable, "-m", "benchmarks", "step", "mask", "learned", "--small", "--out",
+         str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (case,) = json.loads((tmp_path / "step.json").read_text())["cases"]
     assert list(case["rows"]) == [step.BASELINE, step.LAYERS, step.OPTIMIZER, step.TWIN, step.TFMOT]
@@ -42,6 +43,33 @@ def test_the_program_runs_on_tiny_models(tmp_path):
     for row in case["rows"].values():
         assert len(row["cpu_seconds"]) == case["rounds"] and row["peak_megabytes"] > 0
     assert "| layer host | dense |" in run.stdout and "| all ones | uniform |" in run.stdout
+
+
+@pytest.mark.slow
+def test_exported_files_are_measured(tmp_path):
+    run = subprocess.run([sys.executable, "-m", "benchmarks", "tflite_size", "tflite_speed",
+                          "--small", "--out", str(tmp_path)], cwd=ROOT, capture_output=True,
+                         text=True)
+    assert run.returncode == 0, run.stderr
+    (case,) = json.loads((tmp_path / "tflite_size.json").read_text())["cases"]
+    for label in tflite_size.OURS:
+        ours = case["rows"][label]
+        assert ours["bound"] <= ours["encoded"] <= tflite_size.BOUND * ours["bound"]
+        assert ours["bytes"] < case["rows"]["dense float32"]["bytes"]
+    (case,) = json.loads((tmp_path / "tflite_speed.json").read_text())["cases"]
+    assert list(case["rows"]) == list(tflite_speed.SPARSE)
+    for row in case["rows"].values():
+        assert row["layers that run sparse"] == 3 and row["best dense"] in tflite_speed.DENSE
+
+
+@pytest.mark.parametrize("name", networks.CNNS)
+def test_heads_of_networks_stay_dense(name):
+    """1x1 kernels behind the last global average, and the classifier, are no pruned layers."""
+    model = networks.build(name, 64)
+    chosen = networks.pruned_layers(model)
+    assert {type(layer).__name__ for layer in chosen} == {"Conv2D"}
+    last = model.layers.index(networks.last_average(model))
+    assert max(model.layers.index(layer) for layer in chosen) < last
 
 
 def test_a_small_run_does_not_replace_the_results():

@@ -1,0 +1,69 @@
+"""The time of exported files in LiteRT on this machine, in turns, one thread.
+
+Dense layers: the runtime's sparse kernels against the best dense file, which is int8. Convolutions:
+XNNPACK takes no sparse path on x86 with AVX, so that these files would show nothing here; their
+numbers come from emulated ARM (`make test-arm`).
+"""
+
+import statistics
+
+import keras
+import numpy as np
+from keras import layers
+
+import tflite_export
+from benchmarks import measure, networks
+from tflite_export import benchmark
+
+SEED = 0
+SPARSITIES = (0.8, 0.9, 0.95)
+ROUNDS = 11
+LAYER = "Dense 4096 x 4096"
+NAMES = (networks.MLP, LAYER, networks.ENCODER)
+GOALS = {(networks.MLP, 0.9): 2.4, (LAYER, 0.9): 3.3}  # times as fast as the best dense file
+CALIBRATION = 64  # rows
+# What is pruned how, and how it is shipped.
+SPARSE = {"1x16 blocks, dynamic": (16, {"quantize": "dynamic", "sparse": "speed"}),
+          "1x4 blocks, float32": (4, {"sparse": "speed"})}
+DENSE = {"dense float32": {}, "dense dynamic": {"quantize": "dynamic"},
+         "dense int8": {"quantize": "int8"}}
+
+
+def build(name):
+    if name == LAYER:
+        return keras.Sequential([keras.Input((4096,)), layers.Dense(4096)])
+    return networks.build(name)
+
+
+def case(name, sparsity, rounds):
+    """Ratios of every sparse file to every dense one; the best dense file is the fastest."""
+    rows, model = {}, build(name)
+    rng = np.random.default_rng(SEED)
+    some = rng.random((CALIBRATION, *model.input_shape[1:])).astype("float32")
+    networks.randomize(model, 0.0, seed=SEED)
+    dense = {label: tflite_export.convert(
+        model, sparse=False, **options,
+        **({"representative_data": some} if options.get("quantize") == "int8" else {})).tflite
+        for label, options in DENSE.items()}
+    for label, (block, options) in SPARSE.items():
+        networks.randomize(model, sparsity, block, seed=SEED)
+        exported = tflite_export.convert(model, **options)
+        row = {"bytes": len(exported.tflite),
+               "layers that run sparse": sum(r.runs_sparse for r in exported.report.layers)}
+        for against, file in dense.items():
+            found = benchmark.benchmark(exported.tflite, file, rounds=rounds)
+            row |= {"seconds": found.seconds, f"seconds of {against}": found.seconds_against,
+                    f"times {against}": {"median": statistics.median(found.ratios),
+                                         "min": min(found.ratios), "max": max(found.ratios)}}
+        row["best dense"] = min(dense, key=lambda against: row[f"seconds of {against}"])
+        rows[label] = row
+    return {"network": name, "sparsity": sparsity, "rounds": rounds, "rows": rows}
+
+
+def run(small=False):
+    cases = []
+    for name in NAMES[:1] if small else NAMES:
+        for sparsity in SPARSITIES[1:2] if small else SPARSITIES:
+            cases.append(case(name, sparsity, 2 if small else ROUNDS))
+            print(f"{name} at {sparsity:g}", flush=True)
+    return measure.document("tflite_speed", {"seed": SEED, "threads": 1}, cases)
