@@ -22,7 +22,7 @@ README = Path(__file__).parent / "README.md"
 # Those that have a table.
 RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist")
 PACKAGES = ("tf_sparsity", "keras", "tensorflow", "jax", "numpy")
-LOCAL = ("--data-dir", "--out")  # where things lie on a machine is no setting
+LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no setting
 
 
 def parser(recipe, doc, epochs):
