@@ -1,23 +1,25 @@
-"""The State of Sparsity and its kin: list, run, sweep, plot and table of the recipes."""
+"""The experiments of the recipes: list, run, sweep and table."""
 
 import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
 
-from recipes import configuration, registry, runner, sweep  # noqa: E402
+from recipes import configuration, registry, runner, sweep, tables  # noqa: E402
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one
 python -m recipes run NAME [key=value ...]       one run; the same command again does nothing
 python -m recipes sweep NAME [key=v1,v2,... ...] its grid, or a search: tuner=, trials=, workers=
+python -m recipes table NAME [runs_dir=runs]     what its runs have come to
 """
 
 
 def main(argv=None):
     """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"list": list_recipes, "run": run, "sweep": sweep_runs}
+    commands = {"list": list_recipes, "run": run, "sweep": sweep_runs,
+                "table": table}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -56,6 +58,11 @@ def run(words):
 def sweep_runs(words):
     name, words = _name(words, "sweep")
     return min(sweep.run(name, words), 1)
+
+
+def table(words):
+    name, words = _name(words, "table")
+    tables.show(name, words)
 
 
 def _name(words, command):

@@ -1,7 +1,8 @@
 """The recipes that `python -m recipes` runs. Each is a module with
 
 - a docstring whose first line says what it is;
-- `Configuration`, a frozen dataclass of `configuration.setting`s with `technique`, `seed`, `epochs`;
+- `Configuration`, a frozen dataclass of `configuration.setting`s, `technique`, `seed` and `epochs`
+  among them;
 - `run(configuration, run)`, which trains and returns the final report, a dict for JSON;
 - `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, sentences that say how
   the schedule differs from the paper's.

@@ -99,8 +99,14 @@ class Sweep:
 
     def _space(self):
         """{key: list of values, or (low, high)} of a search."""
-        fields = self.module.Configuration.__dataclass_fields__
-        return {key: _values(fields[key], text) for key, text in self.given.items()}
+        kind = self.module.Configuration
+        fields = kind.__dataclass_fields__
+        space = {key: _values(fields[key], text) for key, text in self.given.items()}
+        technique = [f"technique={space['technique'][0]}"] if "technique" in space else []
+        for key, values in space.items():
+            for value in values if key != "technique" else ():
+                settings.parse(kind, [*technique, f"{key}={value}"])
+        return space
 
 
 def _choices(block, given, kind):
@@ -273,8 +279,8 @@ def say(sweep):
     print(f"{sweep.name}: {len(done)} trials complete, {failed} not; "
           f"{sweep.folder / 'summary.json'}", flush=True)
     if failed:
-        print(f"To try those again remove {sweep.folder}, and give the command again: complete runs "
-              "are not repeated.", flush=True)
+        print(f"To try those again remove {sweep.folder}, and give the command again: complete "
+              "runs are not repeated.", flush=True)
     return failed
 
 

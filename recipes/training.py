@@ -1,4 +1,4 @@
-"""One training that a kill cannot hurt: ordered data, a backup after each epoch, a line for each."""
+"""One training that a kill cannot hurt: ordered data, and a backup and a line for each epoch."""
 
 import shutil
 import sys

@@ -2,8 +2,8 @@
 
 keras-tuner's chief hands out the trials, its workers run them. A worker that dies holds its trial;
 the chief gives it back to whoever comes with the same KERASTUNER_TUNER_ID, and waits for ever if
-nobody comes. So the launcher starts a dead worker again under its id, and the trial goes on from its
-backup. If it has died too often in the same trial, the launcher fails the trial at the oracle.
+nobody comes. So the launcher starts a dead worker again under its id, and the trial goes on from
+its backup. If it has died too often in the same trial, the launcher fails it at the oracle.
 """
 
 import os

@@ -16,7 +16,7 @@ import pytest
 import tf_sparsity as ts
 from recipes import __main__ as command
 from recipes import (arrays, configuration, machine, registry, runner, sos, sos_resnet20_cifar,
-                     training)
+                     tables, training)
 from recipes.configuration import setting
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -406,6 +406,41 @@ def test_holdout_is_kept_out(run):
         record["epochs"][-1]["val_accuracy"], abs=1e-6)
     with pytest.raises(ValueError, match="there are 1437 training images"):
         run("holdout=1437")
+
+
+# ---- tables
+
+
+def stored(folder, seed, accuracy, epochs=3, backend="jax", **own):
+    """A complete record, as small as a table needs it."""
+    record = {"status": "complete", "seed": seed, "epochs": [{"seconds": 5.0 + seed}] * 2,
+              "where": {"backend": backend},
+              "configuration": {"seed": seed, "epochs": epochs, **own},
+              "report": {"accuracy": accuracy, "natural": None,
+                         "kernels": [{"sparsity": 0.5}, {"sparsity": 0.25}]}}
+    path = folder / NAME / f"{seed}{accuracy}" / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+
+
+def test_table_of_the_runs(tmp_path, capsys):
+    for seed, accuracy in ((0, 0.98), (1, 0.96)):
+        stored(tmp_path, seed, accuracy, technique="dense")
+    stored(tmp_path, 0, 0.873, technique="magnitude", sparsity=0.9, distribution="erk")
+    stored(tmp_path, 5, 0.5, technique="random", sparsity=0.9, epochs=7)
+    assert command.main(["table", NAME, f"runs_dir={tmp_path}"]) == 0
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in capsys.readouterr().out.splitlines()]
+    # 1 - 0.873 / 0.97 = 0.1; no dense run has 7 epochs
+    assert rows[0] == tables.COLUMNS
+    assert rows[2:] == [
+        ["dense", "0", "epochs=3", "97.00 ± 1.41", "0.00", "0.500 - 0.250", "", "11 ± 1", "3",
+         "jax", "2 (0, 1)"],
+        ["random", "0.9", "epochs=7", "50.00", "", "0.500 - 0.250", "", "20", "7", "jax", "1 (5)"],
+        ["magnitude", "0.9", "epochs=3 distribution=erk", "87.30", "10.00", "0.500 - 0.250", "",
+         "10", "3", "jax", "1 (0)"]]
+    assert command.main(["table", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
+    assert "no complete run of sos_lenet_mnist" in capsys.readouterr().err
 
 
 # ---- ResNet-20

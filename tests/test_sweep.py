@@ -60,6 +60,8 @@ def test_words_thin_and_widen_the_grid():
     (["technique=random", "sparsity=2"], "sparsity=2: sparsity is a number from 0 below 1"),
     (["tuner=random", "rate=0.1..1"], "give holdout=5000"),
     (["tuner=random", "holdout=5", "data=a..b"], "a range is of numbers"),
+    (["tuner=random", "holdout=5", "sparsity=0.5..1.5"], "sparsity=1.5: sparsity is a number"),
+    (["tuner=random", "holdout=5", "scale=1,2"], "scale belongs to technique=variational_dropout"),
 ])
 def test_a_bad_sweep_says_what_is_wrong(words, said):
     with pytest.raises(ValueError) as error:
@@ -162,7 +164,7 @@ def under_way(folder, session):
 
 @pytest.mark.slow
 def test_killed_workers_go_on_or_fail_their_trial_and_nothing_counts_twice(tmp_path):
-    """A chief, two workers, four trials: the worker of one is killed once, that of another twice."""
+    """A chief, two workers, four trials: one's worker is killed once, another's twice."""
     words = [*TINY, "epochs=40", f"runs_dir={tmp_path}"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "recipes", "sweep", NAME, *words, "technique=dense",
