@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import tflite_export
-from tflite_export import flatbuffer, store, wellformed
+from tflite_export import encode, flatbuffer, ports, store, wellformed
+from tflite_export.layers import layers as layers_of_file
 
 
 def small_model():
@@ -36,6 +37,9 @@ def everything(tflite):
     flatbuffer.read(store.store(tflite)[0])
     flatbuffer.read(store.store(tflite, store.Policy(int8=True))[0])
     flatbuffer.read(store.dense_twin(tflite))
+    layers_of_file(tflite, runs_sparse=encode.look(tflite).runs_sparse("litert"))
+    ports.inputs(flatbuffer.read(tflite))
+    encode.encode(tflite, store.Policy("speed", int8=True))
 
 
 def test_good_files_pass(files):
