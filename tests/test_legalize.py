@@ -21,8 +21,10 @@ TOLERANCE = 1e-5
 
 
 def run(tflite, *inputs):
-    """The outputs of a file in this machine's LiteRT, in the file's order."""
+    """The outputs of a file in this machine's LiteRT, in the file's order, for any batch size."""
     interpreter = Interpreter(model_content=tflite)
+    for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.resize_tensor_input(detail["index"], value.shape)
     interpreter.allocate_tensors()
     for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
         interpreter.set_tensor(detail["index"], value)
@@ -169,6 +171,15 @@ def test_no_head_sees_a_mean_of_rank_4(name):
     assert not any(mean.builtinOptions.keepDims for _, mean in of_kind(legal.tflite, "MEAN"))
     found = kinds(legal.tflite)
     assert found[found.index("MEAN") + 1] == "RESHAPE"
+
+
+def test_another_batch_size():
+    """What is inserted does not fix it, where the file did not."""
+    tflite = graphs.CLUSTERS["pointwise_head_as_output"]()
+    pictures = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    expected = run(tflite, pictures)
+    assert expected[0].shape == (3, 1, 1, 10)
+    assert_same(run(legalize(tflite).tflite, pictures), expected)
 
 
 def test_a_head_with_operators_that_need_rank_4():
