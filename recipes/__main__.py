@@ -1,17 +1,18 @@
-"""The experiments of the recipes: list, run, sweep and table."""
+"""The experiments of the recipes: list, run, sweep, table and plot."""
 
 import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
 
-from recipes import configuration, registry, runner, sweep, tables  # noqa: E402
+from recipes import configuration, plots, registry, runner, sweep, tables  # noqa: E402
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one
 python -m recipes run NAME [key=value ...]       one run; the same command again does nothing
 python -m recipes sweep NAME [key=v1,v2,... ...] its grid, or a search: tuner=, trials=, workers=
 python -m recipes table NAME [runs_dir=runs]     what its runs have come to
+python -m recipes plot NAME [runs_dir=runs out=] loss over sparsity, ours and the published
 """
 
 
@@ -19,7 +20,7 @@ def main(argv=None):
     """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     commands = {"list": list_recipes, "run": run, "sweep": sweep_runs,
-                "table": table}
+                "table": table, "plot": plot}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -63,6 +64,11 @@ def sweep_runs(words):
 def table(words):
     name, words = _name(words, "table")
     tables.show(name, words)
+
+
+def plot(words):
+    name, words = _name(words, "plot")
+    plots.show(name, words)
 
 
 def _name(words, command):

@@ -64,8 +64,7 @@ def table(name, runs_dir):
 
 def _row(key, some, dense, kind):
     technique, sparsity, own, backend = key
-    defaults = {name: field.default for name, field in kind.__dataclass_fields__.items()}
-    changed = " ".join(f"{k}={v}" for k, v in own if v != defaults[k])
+    changed = _changed(own, kind)
     reports = [record["report"] for record in some]
     accuracies = [report["accuracy"] for report in reports]
     loss = relative_loss(key, statistics.fmean(accuracies), dense)
@@ -80,6 +79,19 @@ def _row(key, some, dense, kind):
             results.spread([_seconds(record) for record in trained], ".0f") if trained
             else "ranked", dict(own)["epochs"], backend,
             results.seeds([{"seed": record["seed"]} for record in some])]
+
+
+def _changed(own, kind):
+    """The settings that differ from the defaults, as words."""
+    fields = kind.__dataclass_fields__
+    return " ".join(f"{k}={v}" for k, v in own if v != fields[k].default)
+
+
+def label(key, name):
+    """What a curve is called: everything but the sparsity."""
+    technique, _, own, backend = key
+    changed = _changed(own, registry.load(name).Configuration)
+    return " ".join(filter(None, [technique, changed, f"({backend})"]))
 
 
 def _seconds(record):

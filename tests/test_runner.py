@@ -15,8 +15,8 @@ import pytest
 
 import tf_sparsity as ts
 from recipes import __main__ as command
-from recipes import (arrays, configuration, machine, registry, runner, sos, sos_resnet20_cifar,
-                     tables, training)
+from recipes import (arrays, configuration, machine, plots, registry, runner, sos,
+                     sos_resnet20_cifar, state_of_sparsity, tables, training)
 from recipes.configuration import setting
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -441,6 +441,36 @@ def test_table_of_the_runs(tmp_path, capsys):
          "10", "3", "jax", "1 (0)"]]
     assert command.main(["table", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
     assert "no complete run of sos_lenet_mnist" in capsys.readouterr().err
+
+
+def test_plot_of_the_runs(tmp_path, capsys):
+    stored(tmp_path, 0, 0.98, technique="dense")
+    for seed, accuracy in ((0, 0.931), (1, 0.833)):
+        stored(tmp_path, seed, accuracy, technique="random", sparsity=0.5)
+    # 1 - 0.931 / 0.98 = 0.05 and 1 - 0.833 / 0.98 = 0.15
+    (curve,) = plots.curves(NAME, tmp_path).items()
+    assert curve[0] == "random epochs=3 (jax)"
+    assert curve[1] == [pytest.approx((0.5, 0.1, 0.05 * 2 ** 0.5))]
+    assert command.main(["plot", NAME, f"runs_dir={tmp_path}", f"out={tmp_path / 'a.png'}"]) == 0
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert command.main(["plot", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
+    assert "no complete run of sos_lenet_mnist with a dense one" in capsys.readouterr().err
+
+
+# From the published CSVs, as the paper's README and its tables have them
+@pytest.mark.parametrize("network, technique, sparsity, quality", [
+    ("ResNet-50", "magnitude", 0.5, 0.7653), ("ResNet-50", "magnitude", 0.9, 0.7391),
+    ("ResNet-50", "random", 0.95, 0.5808), ("ResNet-50", "variational_dropout", 0.947, 0.7216),
+    ("Transformer", "magnitude", 0.8, 24.65), ("Transformer", "l0", 0.975, 17.67),
+    ("Transformer", "variational_dropout", 0.897, 21.82), ("Transformer", "random", 0.98, 10.94)])
+def test_the_best_published_runs(network, technique, sparsity, quality):
+    near = [q for s, q in state_of_sparsity.best(network, technique) if abs(s - sparsity) < 5e-4]
+    assert near and round(near[0], 4 if quality < 1 else 2) == quality
+
+
+def test_published_dense_runs():
+    assert state_of_sparsity.dense("ResNet-50") == pytest.approx(0.7669, abs=5e-5)
+    assert state_of_sparsity.dense("Transformer") == pytest.approx(27.29, abs=5e-3)
 
 
 # ---- ResNet-20
