@@ -43,8 +43,8 @@ class Native(NamedTuple):
 
     name: str
     block: int  # consecutive inputs
-    # Fractions of empty blocks from which it is faster than the dense kernel for the same dtypes,
-    # with one row and with many; docs/tflite.md has the measurements.
+    # Fractions of empty blocks from which it is expected to be faster than the dense kernel for the
+    # same dtypes, with one row and with many; `python -m tflite_export benchmark` measures a file.
     faster_from: float
     faster_from_rows: float
 
