@@ -4,9 +4,10 @@ import statistics
 from pathlib import Path
 
 from recipes import configuration as settings
-from recipes import runner, state_of_sparsity, tables
+from recipes import registry, runner, state_of_sparsity, tables
 from recipes.files import replacing
 
+LINES = ("-", "--", ":", "-.")  # of several curves of a technique
 OPTIONS = {"runs_dir": runner.RUNS, "out": None}
 
 
@@ -51,15 +52,22 @@ def draw(name, runs_dir, path):
     ours = curves(name, runs_dir)
     figure = Figure(figsize=(15, 5), layout="constrained")
     panels = figure.subplots(1, 1 + len(state_of_sparsity.FILES), sharey=True)
+    order = registry.load(name).Configuration.__dataclass_fields__["technique"].metadata["choices"]
+    colour = {technique: f"C{i}" for i, technique in enumerate(order)}
+    drawn = []
     for label, points in ours.items():
+        technique = label.split()[0]
+        style = LINES[drawn.count(technique) % len(LINES)]
+        drawn.append(technique)
         sparsities, losses, spreads = zip(*points)
         panels[0].errorbar([100 * s for s in sparsities], [100 * v for v in losses],
-                           [100 * v for v in spreads], marker="o", capsize=2, label=label)
+                           [100 * v for v in spreads], marker="o", capsize=2, label=label,
+                           color=colour[technique], linestyle=style)
     panels[0].set(title=f"ours: {name}", ylabel="loss relative to dense, %")
     for panel, network in zip(panels[1:], state_of_sparsity.FILES):
         for technique, points in published(network).items():
             panel.plot(*([100 * v for v in values] for values in zip(*points)), marker="o",
-                       label=technique)
+                       label=technique, color=colour[technique])
         panel.set(title=f"published: {network}")
     for panel in panels:
         panel.set(xlabel="sparsity, %", yscale="symlog")
