@@ -20,7 +20,8 @@ import keras
 FOLDER = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 # Those that have a table.
-RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist")
+RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
+           "mobilenet_cifar")
 PACKAGES = ("tf_sparsity", "keras", "tensorflow", "jax", "numpy")
 LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no setting
 

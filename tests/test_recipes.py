@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import tf_sparsity as ts
-from recipes import (data, l0_mnist, lenet, matched_mnist, results, tickets_cifar_narrow_short,
-                     tickets_mnist, variational_dropout_mnist)
+from recipes import (data, l0_mnist, lenet, matched_mnist, mobilenet_cifar, results,
+                     tickets_cifar_narrow_short, tickets_mnist, variational_dropout_mnist)
 
 RECIPES = {module.RECIPE: module
            for module in (variational_dropout_mnist, l0_mnist, matched_mnist, tickets_mnist,
-                          tickets_cifar_narrow_short)}
+                          tickets_cifar_narrow_short, mobilenet_cifar)}
 
 
 def smoke(recipe, folder, *arguments):
@@ -88,6 +88,19 @@ def test_smoke_run_of_the_tickets_on_cifar(tmp_path):
     assert [zeros[i] for i in (0, 1, 3)] == [0, 24_477, 54_394]
 
 
+@pytest.mark.slow
+def test_smoke_run_of_the_exported_network(tmp_path):
+    result = smoke("mobilenet_cifar", tmp_path)
+    dense, pruned = result["cases"]
+    assert dense["sparsity"] == 0.0 and pruned["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    for case in result["cases"]:
+        exports = {entry["export"]: entry for entry in case["exports"]}
+        assert list(exports) == list(mobilenet_cifar.EXPORTS)
+        assert exports["float32"]["accuracy"] == pytest.approx(case["accuracy"])  # same classes
+    assert pruned["exports"][1]["bytes"] < dense["exports"][1]["bytes"]
+    assert "±" not in mobilenet_cifar.table([result])
+
+
 def test_a_trained_model_is_ranked_anew_for_another_sparsity():
     few, many = (matched_mnist.methods(sparsity, "rank", 100, 100)["variational dropout"]
                  for sparsity in (0.5, 0.98))
@@ -111,7 +124,7 @@ def test_readme_shows_the_results():
 def test_result_files_are_complete_and_consistent(path):
     result = json.loads(path.read_text())
     assert result["recipe"] in RECIPES
-    assert result["data"] == "MNIST"
+    assert result["data"] == ("CIFAR-10" if "cifar" in result["recipe"] else "MNIST")
     assert f"recipes.{result['recipe']}" in result["command"]
     assert not any(option in result["command"] for option in results.LOCAL)
     assert path.stem.startswith(result["recipe"])
