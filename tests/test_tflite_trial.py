@@ -11,7 +11,7 @@ from exports import dense, dense_file, wide
 from keras import layers
 
 import tflite_export
-from tflite_export import child, encoding, flatbuffer, kernels, ports, store, trial, weights
+from tflite_export import check, child, encoding, flatbuffer, kernels, ports, store, trial, weights
 
 KINDS = ["XNNPACK", "built-in", "reference", "CompiledModel"]
 
@@ -90,14 +90,20 @@ def test_what_runtimes_get_wrong_is_caught(quantized, mode, block, version, dens
     assert re.search(says, failure), failure
 
 
-def test_convert_refuses_what_fails_its_trial(quantized, monkeypatch):
-    """Were `kernels.py` to allow a hybrid weight behind a DENSIFY, the file would not be used."""
+def test_what_slips_through_is_seen_in_the_file(quantized, monkeypatch):
+    """Were `kernels.py` to allow a hybrid weight behind a DENSIFY, the file would be refused."""
     monkeypatch.setattr(kernels, "unpackable", lambda weight, runtime: None)
-    exported = tflite_export.convert(quantized["dynamic"])
-    assert exported.tflite == quantized["dynamic"] and not exported.report.is_sparse
-    assert "dense, because in LiteRT with XNNPACK kernels" in exported.report.reason
-    failed = [o.kernels for o in exported.report.trial if not o.passed]
-    assert "XNNPACK" in failed and "cannot load" in str(exported.report)
+    with pytest.raises(ValueError, match="FULLY_CONNECTED .* would be wrong on .*does not load"):
+        tflite_export.convert(quantized["dynamic"])
+
+
+def test_convert_refuses_what_fails_its_trial(monkeypatch):
+    """Not even the same bits pass: the dense file comes back, and the report says why."""
+    monkeypatch.setattr(check, "ROUNDING", -1.0)
+    exported = tflite_export.convert(dense_file(dense))
+    assert exported.tflite == dense_file(dense) and not exported.report.is_sparse
+    assert "dense, because in LiteRT with XNNPACK kernels its outputs" in exported.report.reason
+    assert [o.kernels for o in exported.report.trial if not o.passed] == KINDS
 
 
 def test_where_the_twin_fails_nothing_is_expected():
