@@ -141,7 +141,8 @@ def test_inspect_shows_every_weight(folder, capsys):
         printed = capsys.readouterr().out
         assert f"{len(tflite):,}" in printed
         for weight in weights.find(flatbuffer.read(tflite)):
-            (line,) = re.findall(rf"^{re.escape(names.short(weight.name))} .*$", printed, re.MULTILINE)
+            name_ = re.escape(names.short(weight.name))
+            (line,) = re.findall(rf"^{name_} .*$", printed, re.MULTILINE)
             assert "x".join(map(str, weight.value.shape)) in line and f"{weight.zeros:.4f}" in line
             assert (" CSR" in line) == (name == "sparse") and line.endswith("dense")
     assert "unpacked when the file is loaded" in printed
