@@ -31,7 +31,9 @@ DELEGATED = ELEMENTWISE | {
     "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DIV",
     "FULLY_CONNECTED", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MUL", "PAD", "PRELU",
     "RESHAPE", "RESIZE_BILINEAR", "SOFTMAX", "SUB", "SUM", "TRANSPOSE", "DEPTH_TO_SPACE"}
-NOT_IN_OLDEST = {"EXP", "GELU", "RSQRT", "SQRT", "TANH"}  # activations outside its clusters
+NOT_IN_OLDEST = {"RSQRT", "SQRT", "TANH"}  # activations outside its clusters
+# Activations that XNNPACK does not run at all: it sees two graphs, before and after.
+SPLITS = {OLDEST: {"EXP", "GELU"}, FIRST: {"EXP"}, MIDDLE: set(), NEWEST: set()}
 
 # Flags of a node, as XNNPACK names them.
 NCHW, NHWC2NCHW, NCHW2NHWC, INCOMPATIBLE = 1, 2, 4, 8
@@ -56,6 +58,7 @@ class _Node:
     writes: int
     flags: int
     why: str | None  # it cannot be in a cluster
+    part: int = 0  # which of the graphs that XNNPACK sees
     leader: int = 0
     zeros: int = 0  # of its cluster, where it is the leader
     size: int = 0
@@ -69,7 +72,8 @@ class Clusters:
         self.graph, self.generation = graph, generation
         self.makers = {t: op for op in graph.operators for t in graph.writes(op)}
         self.nodes, self.external = [], {*graph.inputs, *graph.outputs}
-        self.stores_sparse, self.allows_float16 = False, _allows_float16(graph.model)
+        self.allows_float16 = _allows_float16(graph.model)
+        self.parts, self.stores_sparse, self.has_exit = {}, set(), set()
         self._collect()
         self.producer = {node.writes: k for k, node in enumerate(self.nodes)}
         self._search()
@@ -98,7 +102,11 @@ class Clusters:
             kind = graph.kind(op)
             if kind in UNPACKING and all(self._is_static(t) for t in graph.writes(op)):
                 continue
-            if not self._is_delegated(op, kind):
+            part = max((self.parts.get(t, 0) for t in graph.reads(op)), default=0)
+            splits = kind in SPLITS[self.generation]
+            self.parts.update(dict.fromkeys(graph.writes(op), part + splits))
+            self.external.update(t for t in graph.reads(op) if self.parts.get(t, part) != part)
+            if splits or not self._is_delegated(op, kind):
                 self.external.update(graph.reads(op) + graph.writes(op))
                 continue
             if kind == "PAD" and self._is_fused(op):
@@ -107,16 +115,17 @@ class Clusters:
             reads, amounts = [], None
             for tensor in graph.reads(op):
                 if self._is_static(tensor):
-                    self.stores_sparse |= self.graph.is_sparse(self._constant(tensor))
+                    if graph.is_sparse(self._constant(tensor)):
+                        self.stores_sparse.add(part)
                     continue
                 tensor, amounts = padded.get(tensor, (tensor, amounts))
                 reads.append(tensor)
             flags, why = self._check(op, kind, reads, amounts)
-            node = _Node(op, kind, reads, graph.writes(op)[0], flags, why)
+            node = _Node(op, kind, reads, graph.writes(op)[0], flags, why, part)
             self.nodes.append(node)
             if flags and kind in ("MEAN", "SUM") and self._adds_a_reshape(op):
                 target, node.writes = node.writes, -len(self.nodes)
-                self.nodes.append(_Node(op, "RESHAPE", [node.writes], target, 0, None))
+                self.nodes.append(_Node(op, "RESHAPE", [node.writes], target, 0, None, part))
 
     def _is_delegated(self, op, kind):
         graph = self.graph
@@ -241,13 +250,12 @@ class Clusters:
     # The search.
 
     def _search(self):
-        self.found_exit = False
         for k, node in enumerate(self.nodes):
             node.leader = k
         for node in self.nodes:
-            if node.flags & NCHW2NHWC:
-                self.found_exit |= self._link(node)
-        update = self.found_exit
+            if node.flags & NCHW2NHWC and self._link(node):
+                self.has_exit.add(node.part)
+        update = bool(self.has_exit)
         while update:
             update = False
             for node in self.nodes:
@@ -336,8 +344,8 @@ class Clusters:
     def _is_active(self, node):
         """Is it in a cluster that is computed with channels first?"""
         leader = self.nodes[node.leader]
-        return (self.found_exit and self.stores_sparse and self._is_inside(node)
-                and leader.zeros * 3 > leader.size * 2)
+        return (node.part in self.has_exit and node.part in self.stores_sparse
+                and self._is_inside(node) and leader.zeros * 3 > leader.size * 2)
 
     def _runs_sparse(self, node):
         ignores = self.allows_float16 and self.generation == NEWEST
@@ -418,7 +426,7 @@ class Clusters:
         graph, leader = self.graph, self.nodes[node.leader]
         if not node.flags & (NCHW | NHWC2NCHW):
             return graph.describe(node.op), node.why or "sparse inference does not know it"
-        if not self.stores_sparse:
+        if node.part not in self.stores_sparse:
             return "the file", "no weight is stored sparse"
         if self._is_active(node):
             return "the file", (f"its metadata {HALF_PRECISION!r} allows float16, in which nothing "
@@ -428,7 +436,7 @@ class Clusters:
             if ": " in blame:
                 return tuple(blame.split(": ", 1))
             return graph.describe(node.op), blame
-        if not self.found_exit or leader.size == 0:
+        if node.part not in self.has_exit or leader.size == 0:
             return "the file", ("no global mean (MEAN over height and width) ends a cluster; max "
                                 "pooling, flattening and outputs with a height do not")
         return "the cluster of " + graph.describe(node.op), (

@@ -139,6 +139,8 @@ class Builder:
                         fusedActivationFunction=ACTIVATIONS[activation])
 
     def unary(self, kind, x):
+        if kind == "LEAKY_RELU":
+            return self.add(kind, [x], self.shape(x), "LeakyReluOptions", alpha=0.2)
         return self.add(kind, [x], self.shape(x))
 
     def reshape(self, x, *shape):

@@ -166,6 +166,5 @@ def _outcome(runs, how, tolerance):
     if run["error"] > tolerance:
         return {"outcome": "wrong", "how": f"relative error {run['error']:.1g}", **result}
     loads = run["vector_loads"] / max(twin["vector_loads"], 1)
-    same = run["multiply_adds"] == twin["multiply_adds"] and (
-        run["multiply_adds"] > 0 or loads > LOADS_OF_DENSE)
+    same = run["multiply_adds"] == twin["multiply_adds"] and loads > LOADS_OF_DENSE
     return {"outcome": "dense" if same else "sparse", **result}
