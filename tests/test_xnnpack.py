@@ -196,7 +196,6 @@ def test_networks_of_keras_applications_run_sparse_when_legalized(name):
         assert S not in outcomes(stored(dense, int8))
 
 
-@pytest.mark.slow
 def test_predictions_are_the_recorded_outcomes():
     """The matrix without the emulator: its outcomes are in the result file."""
     recorded = json.loads((main.RESULTS / "arm_matrix.json").read_text())["outcomes"]
