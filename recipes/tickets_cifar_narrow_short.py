@@ -10,8 +10,10 @@ import sys
 from functools import partial
 
 # TensorFlow 2.21's oneDNN kernels corrupt memory in convolutions of 8 channels on CPUs with
-# AVX-512; plain Keras crashes as well. Read when TensorFlow is imported.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# AVX-512; plain Keras crashes as well. Read when TensorFlow is imported, so set before; a program
+# that imports this module keeps its own environment.
+if __name__ == "__main__":
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np  # noqa: E402
 

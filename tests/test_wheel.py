@@ -75,4 +75,4 @@ def test_the_installed_wheel_works_elsewhere(wheel, tmp_path):
     help_text = run(
         sys.executable, "-m", "tflite_export", "--help", cwd=elsewhere, PYTHONPATH=str(target)
     )
-    assert "MODEL.keras" in help_text
+    assert "python -m tflite_export MODEL -o OUT.tflite" in help_text
