@@ -113,6 +113,25 @@ def speed_table(result):
                   "goal, to the best dense"], rows) + "\n\n" + made(result)
 
 
+def arm_table(result):
+    """Multiply-adds that the stock aarch64 runtime executes: no time, for emulation has none."""
+    newest = result["versions"]["LiteRT on ARM"][0]
+    rows = []
+    for name, by_version in result["outcomes"].items():
+        _, network, storage = name.split("/")
+        outcome = by_version[newest]
+        dense, sparse = outcome["multiply_adds_dense"], outcome["multiply_adds"]
+        errors = [by_version[v]["error"] for v in result["versions"]["LiteRT on ARM"]]
+        rows.append([network, storage, f"{dense / 1e6:.2f} M", f"{sparse / 1e6:.2f} M",
+                     f"{dense / sparse:.2f}", f"{max(errors):.1e}"])
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if isinstance(v, str))
+    return table(["network", "storage", "dense", "sparse", "times fewer",
+                  "greatest error of all releases"], rows) + "\n\n" + (
+        f"`{result['command']}`, pictures of {result['picture']} x {result['picture']}, "
+        f"{result['zeros of 1x1 kernels']:.0%} zeros in 1x1 kernels; counts of LiteRT {newest}, "
+        f"errors of {', '.join(result['versions']['LiteRT on ARM'])}; {versions}.")
+
+
 def made(result):
     machine = result["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if v)
@@ -122,7 +141,7 @@ def made(result):
 
 
 TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table,
-          "tflite_size": size_table, "tflite_speed": speed_table}
+          "arm_networks": arm_table, "tflite_size": size_table, "tflite_speed": speed_table}
 
 
 def filled(text):
