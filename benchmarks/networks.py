@@ -39,10 +39,10 @@ def _encoder(tokens=64, width=256, hidden=1024, heads=4, depth=4):
 def pruned_layers(model):
     """The layers that get zeros: 1x1 convolutions before the global average, dense layers but the
     last, attention."""
-    chosen, head = [], False
+    chosen, head, average = [], False, last_average(model)
     for layer in model.layers:
         # what gates channels inside (squeeze-excite) averages as well: the head follows the last
-        head = head or layer is last_average(model)
+        head = head or layer is average
         pointwise = type(layer) is layers.Conv2D and layer.kernel_size == (1, 1) and not head
         dense = isinstance(layer, layers.Dense) and layer.name not in ("classes", "predictions")
         if pointwise or dense or isinstance(layer, layers.MultiHeadAttention):

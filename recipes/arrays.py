@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes import data
 from recipes.files import replacing
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "digits": (28, 28, 1)}
+TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS = "Training on scikit-learn's digits: the numbers say nothing about the real data."
 
@@ -39,6 +39,31 @@ def load(name, data_dir=None, shape=None):
     return (x, y), (x_test, y_test)
 
 
+def asked(args, name="mnist"):
+    """`train, test, name` for the arguments of a recipe: the data set, or with --smoke digits of
+    its shape."""
+    if not args.smoke:
+        return *load(name, args.data_dir), TITLES[name]
+    print(f"Smoke run on scikit-learn's digits in place of {TITLES[name]}: its numbers mean "
+          "nothing.")
+    return *load("digits", shape=SHAPES[name]), "digits"
+
+
+def mnist_shaped_digits():
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, each pixel made 3 x 3 and framed to 28 x 28.
+
+    Not MNIST: it stands in for it in smoke runs. Every fifth image is a test image.
+    """
+    from sklearn.datasets import load_digits
+
+    images, classes = load_digits(return_X_y=True)
+    images = np.kron(images.reshape(-1, 8, 8) / 16, np.ones((3, 3)))
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None].astype("float32")
+    classes = classes.astype("int32")
+    test = np.arange(len(images)) % 5 == 0
+    return (images[~test], classes[~test]), (images[test], classes[test])
+
+
 def _read(name, data_dir):
     path = Path(data_dir or ".") / f"{name}.npz"
     if data_dir is not None and path.exists():
@@ -50,7 +75,7 @@ def _read(name, data_dir):
             return [file[key] for key in KEYS]
     if name == "digits":
         try:
-            (x, y), (x_test, y_test) = data.mnist_shaped_digits()
+            (x, y), (x_test, y_test) = mnist_shaped_digits()
         except ImportError as error:
             raise ValueError(_missing(name, data_dir, "scikit-learn", error)) from error
         return [x, y, x_test, y_test]

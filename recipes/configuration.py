@@ -24,10 +24,13 @@ def setting(default, meaning, *, choices=None, least=None, most=None, above=None
         "below": below, "only": only})
 
 
-def default(kind, name, value):
-    """The setting `name` of another configuration, with another default."""
-    metadata = kind.__dataclass_fields__[name].metadata
-    return dataclasses.field(default=value, metadata=dict(metadata))
+def defaults(kind, **values):
+    """The base of a configuration: another one, with other default values of some settings."""
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    check_keys(values, known)
+    return dataclasses.make_dataclass(kind.__name__, [
+        (name, known[name].type, dataclasses.field(default=value, metadata=known[name].metadata))
+        for name, value in values.items()], bases=(kind,), frozen=True)
 
 
 def parse(kind, words):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 import tf_sparsity as ts
-from recipes import data, lenet, results
+from recipes import arrays, lenet, results
 
 RECIPE = "l0_mnist"
 
@@ -146,7 +146,7 @@ def main(argv=None):
     parser.add_argument("--model", choices=list(NAMES), default="lenet300")
     parser.add_argument("--scale", type=float, default=None, help=f"lambda; by default {SCALE}")
     args = parser.parse_args(argv)
-    train, test, name = data.load(args)
+    train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
     scale = SCALE[args.model] if args.scale is None else args.scale
     result = results.common(RECIPE, argv, name, args.seed, settings(args.model, epochs, scale))

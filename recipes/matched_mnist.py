@@ -13,7 +13,7 @@ import time
 import keras
 
 import tf_sparsity as ts
-from recipes import data, lenet, results
+from recipes import arrays, lenet, results
 
 RECIPE = "matched_mnist"
 
@@ -163,7 +163,7 @@ def main(argv=None):
     parser.add_argument("--reach", choices=("rank", "controller"), default="rank",
                         help="how the learned methods meet the sparsity")
     args = parser.parse_args(argv)
-    train, test, name = data.load(args)
+    train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
     result = results.common(RECIPE, argv, name, args.seed, settings(epochs, args.reach))
     result |= cases(SMOKE_SPARSITIES if args.smoke else SPARSITIES, args.reach, train, test,

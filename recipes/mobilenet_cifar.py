@@ -19,7 +19,7 @@ from keras import layers
 
 import tf_sparsity as ts
 import tflite_export
-from recipes import arrays, data, results
+from recipes import arrays, results
 
 RECIPE = "mobilenet_cifar"
 
@@ -185,14 +185,9 @@ def differences(result):
 
 
 def load(args):
-    """`train, test, name`: CIFAR-10 in [-1, 1]; digits with --smoke."""
-    if args.smoke:
-        train, test, name = data.load(args)
-        pad = ((0, 0), (2, 2), (2, 2), (0, 0))
-        train, test = ((np.repeat(np.pad(x, pad), 3, -1), y) for x, y in (train, test))
-    else:
-        (train, test), name = arrays.load("cifar10", args.data_dir), "CIFAR-10"
-    return (2 * train[0] - 1, train[1]), (2 * test[0] - 1, test[1]), name
+    """`train, test, name`: pixels in [-1, 1]."""
+    train, test, name = arrays.asked(args, "cifar10")
+    return *((2 * x - 1, y) for x, y in (train, test)), name
 
 
 def main(argv=None):

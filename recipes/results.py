@@ -8,21 +8,21 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
+
+from recipes import machine
+from recipes.files import write_json
 
 FOLDER = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 # Those that have a table.
 RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
            "mobilenet_cifar")
-PACKAGES = ("tf_sparsity", "keras", "tensorflow", "jax", "numpy")
 LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no setting
 
 
@@ -53,10 +53,6 @@ def command(recipe, argv):
                        "python", "-m", f"recipes.{recipe}", *kept])
 
 
-def versions():
-    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
 def kernels(report):
     """One dict for each kernel of a `ts.report`."""
     return [{"name": row.name, "shape": list(row.shape), "size": row.size, "zeros": row.zeros,
@@ -72,14 +68,13 @@ def compression(report):
 def common(recipe, argv, data, seed, settings):
     """What every result says about where it comes from."""
     return {"recipe": recipe, "command": command(recipe, argv), "data": data, "seed": seed,
-            "settings": settings, "versions": versions(), "backend": keras.config.backend()}
+            "settings": settings, "versions": machine.versions(), "backend": keras.config.backend()}
 
 
 def write(result, folder, name):
     """Writes `name`.json into `folder`; returns its path."""
     path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(path, result)
     return path
 
 

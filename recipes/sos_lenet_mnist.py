@@ -10,7 +10,7 @@ import dataclasses
 import keras
 
 from recipes import arrays, lenet, sos
-from recipes.configuration import default, setting
+from recipes.configuration import defaults, setting
 
 
 # Chosen in recipes/matched_mnist.py, before these runs; no paper compares the techniques on these
@@ -43,20 +43,14 @@ DIFFERENCES = (
 )
 
 
+DEFAULTS = defaults(
+    sos.Settings, epochs=EPOCHS, batch=BATCH, rate=RATE, pruning_begin=PRUNING_BEGIN,
+    pruning_end=PRUNING_END, frequency=FREQUENCY, warm_up=WARM_UP, scale=SCALE,
+    initial_keep=INITIAL_KEEP, annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
+
+
 @dataclasses.dataclass(frozen=True)
-class Configuration(sos.Settings):
-    epochs: int = default(sos.Settings, "epochs", EPOCHS)
-    batch: int = default(sos.Settings, "batch", BATCH)
-    rate: float = default(sos.Settings, "rate", RATE)
-    pruning_begin: float = default(sos.Settings, "pruning_begin", PRUNING_BEGIN)
-    pruning_end: float = default(sos.Settings, "pruning_end", PRUNING_END)
-    frequency: int = default(sos.Settings, "frequency", FREQUENCY)
-    warm_up: float = default(sos.Settings, "warm_up", WARM_UP)
-    scale: float = default(sos.Settings, "scale", SCALE)
-    initial_keep: float = default(sos.Settings, "initial_keep", INITIAL_KEEP)
-    annealing: float = default(sos.Settings, "annealing", ANNEALING)
-    s0: float = default(sos.Settings, "s0", S0)
-    gate_penalty: float = default(sos.Settings, "gate_penalty", GATE_PENALTY)
+class Configuration(DEFAULTS):
     model: str = setting("lenet300", "the network", choices=tuple(lenet.MODELS))
     data: str = setting("mnist", "digits: scikit-learn's, in seconds, to try things out",
                         choices=("mnist", "digits"))

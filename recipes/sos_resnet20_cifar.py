@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from recipes import arrays, sos
-from recipes.configuration import default, setting
+from recipes.configuration import defaults, setting
 from recipes.resnet_cifar import resnet
 
 # He et al. 2016: batch, momentum, decay, falls of the rate at 1/2 and 3/4 of the run, padding by 4.
@@ -49,20 +49,14 @@ DIFFERENCES = (
 )
 
 
+DEFAULTS = defaults(
+    sos.Settings, epochs=EPOCHS, batch=BATCH, rate=RATE, pruning_begin=PRUNING_BEGIN,
+    pruning_end=PRUNING_END, frequency=FREQUENCY, warm_up=WARM_UP, scale=SCALE,
+    initial_keep=INITIAL_KEEP, annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
+
+
 @dataclasses.dataclass(frozen=True)
-class Configuration(sos.Settings):
-    epochs: int = default(sos.Settings, "epochs", EPOCHS)
-    batch: int = default(sos.Settings, "batch", BATCH)
-    rate: float = default(sos.Settings, "rate", RATE)
-    pruning_begin: float = default(sos.Settings, "pruning_begin", PRUNING_BEGIN)
-    pruning_end: float = default(sos.Settings, "pruning_end", PRUNING_END)
-    frequency: int = default(sos.Settings, "frequency", FREQUENCY)
-    warm_up: float = default(sos.Settings, "warm_up", WARM_UP)
-    scale: float = default(sos.Settings, "scale", SCALE)
-    initial_keep: float = default(sos.Settings, "initial_keep", INITIAL_KEEP)
-    annealing: float = default(sos.Settings, "annealing", ANNEALING)
-    s0: float = default(sos.Settings, "s0", S0)
-    gate_penalty: float = default(sos.Settings, "gate_penalty", GATE_PENALTY)
+class Configuration(DEFAULTS):
     filters: int = setting(FILTERS, "of the first stage; 16 is the published network", least=1)
     depth: int = setting(20, "layers, 6 n + 2", least=8)
     optimizer: str = setting("adam", "sgd: that of He et al.", choices=("adam", "sgd"))

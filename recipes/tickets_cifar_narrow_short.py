@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402
 
-from recipes import arrays, data, resnet_cifar, tickets  # noqa: E402
+from recipes import arrays, resnet_cifar, tickets  # noqa: E402
 
 RECIPE = "tickets_cifar_narrow_short"
 
@@ -37,15 +37,10 @@ table = tickets.table
 
 
 def load(args):
-    """`train, test, name`: CIFAR-10 with each channel standardised; digits with --smoke."""
-    if args.smoke:
-        train, test, name = data.load(args)
-        train, test = ((np.repeat(np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))), 3, -1), y)
-                       for x, y in (train, test))
-        return train, test, name
-    train, test = arrays.load("cifar10", args.data_dir)
+    """`train, test, name`: each channel standardised by the training images."""
+    train, test, name = arrays.asked(args, "cifar10")
     mean, deviation = (f(train[0], axis=(0, 1, 2)) for f in (np.mean, np.std))
-    return *(((x - mean) / deviation, y) for x, y in (train, test)), "CIFAR-10"
+    return *(((x - mean) / deviation, y) for x, y in (train, test)), name
 
 
 def differences(result):

@@ -9,7 +9,7 @@ shows all results in the folder.
 
 import sys
 
-from recipes import data, lenet, tickets
+from recipes import arrays, lenet, tickets
 
 RECIPE = "tickets_mnist"
 
@@ -38,7 +38,7 @@ def differences(result):
 
 
 def main(argv=None):
-    return tickets.program(RECIPE, __doc__, TRAINING, FULL, SMOKE, data.load, differences, argv)
+    return tickets.program(RECIPE, __doc__, TRAINING, FULL, SMOKE, arrays.asked, differences, argv)
 
 
 if __name__ == "__main__":

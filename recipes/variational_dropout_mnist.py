@@ -12,7 +12,7 @@ import time
 import keras
 
 import tf_sparsity as ts
-from recipes import data, lenet, results
+from recipes import arrays, lenet, results
 
 RECIPE = "variational_dropout_mnist"
 
@@ -161,7 +161,7 @@ def main(argv=None):
                         help="zero the means of pruned weights in training too, as the authors do")
     args = parser.parse_args(argv)
     clip = args.train_clip == "yes"
-    train, test, name = data.load(args)
+    train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
     result = results.common(RECIPE, argv, name, args.seed, settings(epochs, clip))
     result |= run(args.model, train, test, epochs, args.seed, clip)

@@ -9,6 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from arm import graphs, networks
 from arm.builder import Builder
+from damage import refusals
 from keras import layers
 
 import tflite_export
@@ -421,15 +422,4 @@ def test_what_is_no_file_is_refused(tflite):
 
 def test_damaged_files_are_refused_in_a_sentence():
     """Mutated bytes either stay a file that can be rewritten, or raise ValueError."""
-    good = graphs.CLUSTERS["squeeze_excite"]()
-    draw = np.random.default_rng(0)
-    refused = 0
-    for _ in range(150):
-        damaged = bytearray(good)
-        for place in draw.integers(0, len(good), int(draw.integers(1, 6))):
-            damaged[place] = draw.integers(256)
-        try:
-            legalize(bytes(damaged))
-        except ValueError:
-            refused += 1
-    assert 0 < refused < 150
+    assert 0 < refusals(legalize, graphs.CLUSTERS["squeeze_excite"](), 150, seed=0) < 150

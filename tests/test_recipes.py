@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tf_sparsity as ts
-from recipes import (data, l0_mnist, lenet, matched_mnist, mobilenet_cifar, results,
+from recipes import (arrays, l0_mnist, lenet, machine, matched_mnist, mobilenet_cifar, results,
                      tickets_cifar_narrow_short, tickets_mnist, variational_dropout_mnist)
 
 RECIPES = {module.RECIPE: module
@@ -177,7 +177,14 @@ def test_learning_rates_are_those_of_the_authors():
 
 
 def test_digits_have_the_shape_of_mnist():
-    (x, y), (x_test, y_test) = data.mnist_shaped_digits()
+    (x, y), (x_test, y_test) = arrays.mnist_shaped_digits()
     assert x.shape == (1437, 28, 28, 1) and x_test.shape == (360, 28, 28, 1)
     assert x.dtype == "float32" and (x.min(), x.max()) == (0, 1)
     assert set(y) == set(y_test) == set(range(10))
+
+
+def test_what_is_not_installed_has_no_version(monkeypatch):
+    """The jax extra may be missing: a run must not fail for that."""
+    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package"))
+    versions = results.common("tickets_mnist", [], "MNIST", 0, {})["versions"]
+    assert versions["no-such-package"] is None and versions["numpy"] == np.__version__

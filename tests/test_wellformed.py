@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from damage import mutated
 from keras import layers
 
 import tflite_export
@@ -78,22 +79,6 @@ def test_a_table_that_holds_itself_ends():
               + np.array([12, 8, 0, 1], "<u4").tobytes())
     with pytest.raises(ValueError, match="damaged"):
         wellformed.check(tflite)
-
-
-def mutated(tflite, rng):
-    """The file with one to eight bytes changed, mostly where the tables are."""
-    data = bytearray(tflite)
-    for _ in range(rng.integers(1, 9)):
-        at = rng.integers(len(data))
-        kind = rng.integers(3)
-        if kind == 0:
-            data[at] = rng.integers(256)
-        elif kind == 1:
-            data[at] ^= 1 << rng.integers(8)
-        else:
-            data[at:at + 4] = int(rng.choice([0, 1, 2**31 - 1, 2**32 - 1, len(data)])).to_bytes(
-                4, "little")
-    return bytes(data)
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])

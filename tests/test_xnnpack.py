@@ -10,6 +10,7 @@ import pytest
 from arm import __main__ as main
 from arm import graphs, matrix, networks
 from arm.builder import Builder
+from damage import refusals
 
 from tflite_export import store, xnnpack
 from tflite_export.legalize import legalize
@@ -218,18 +219,7 @@ def test_random_clusters_have_a_verdict_everywhere():
 
 
 def test_damaged_files_are_refused_in_a_sentence():
-    good = stored(graphs.CLUSTERS["squeeze_excite"]())
-    draw = np.random.default_rng(1)
-    refused = 0
-    for _ in range(100):
-        damaged = bytearray(good)
-        for place in draw.integers(0, len(good), int(draw.integers(1, 6))):
-            damaged[place] = draw.integers(256)
-        try:
-            predict(bytes(damaged))
-        except ValueError:
-            refused += 1
-    assert 0 < refused < 100
+    assert 0 < refusals(predict, stored(graphs.CLUSTERS["squeeze_excite"]()), 100, seed=1) < 100
     with pytest.raises(ValueError, match="Not a .tflite file"):
         xnnpack.predict(b"nothing")
 

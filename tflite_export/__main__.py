@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,12 @@ def _parser(name):
     usage, what, status = __doc__.strip().split("\n\n")
     return argparse.ArgumentParser(
         prog=f"python -m tflite_export{name}", usage=usage, description=what, epilog=status)
+
+
+def _file_parser(command):
+    parser = _parser(f" {command}")
+    parser.add_argument("file", metavar="FILE.tflite")
+    return parser
 
 
 def _convert_parser():
@@ -104,12 +111,6 @@ def _data(path):
     return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
-def _inspect_parser():
-    parser = _parser(" inspect")
-    parser.add_argument("file", metavar="FILE.tflite")
-    return parser
-
-
 def _inspect(arguments):
     tflite = _read(arguments.file)
     size = sizes.size(arguments.file, tflite)
@@ -119,12 +120,6 @@ def _inspect(arguments):
                             [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
                      *layer_table(rows), "", *map(str, encode.covered(encoded, rows, EVERY))]))
     return 0
-
-
-def _verify_parser():
-    parser = _parser(" verify")
-    parser.add_argument("file", metavar="FILE.tflite")
-    return parser
 
 
 def _verify(arguments):
@@ -147,8 +142,7 @@ def _verify(arguments):
 
 
 def _benchmark_parser():
-    parser = _parser(" benchmark")
-    parser.add_argument("file", metavar="FILE.tflite")
+    parser = _file_parser("benchmark")
     parser.add_argument("--against", metavar="DENSE.tflite",
                         help="the file to compare with; left out, the same one stored dense")
     parser.add_argument("--rounds", type=int, default=11)
@@ -177,8 +171,8 @@ def _refuse_missing(path):
 
 COMMANDS = {
     "convert": (_convert_parser, _convert),
-    "inspect": (_inspect_parser, _inspect),
-    "verify": (_verify_parser, _verify),
+    "inspect": (partial(_file_parser, "inspect"), _inspect),
+    "verify": (partial(_file_parser, "verify"), _verify),
     "benchmark": (_benchmark_parser, _benchmark),
 }
 

@@ -1,4 +1,4 @@
-"""Convolutions of stride 2, padded alike on each side; the picture is turned where that needs it."""
+"""Convolutions of stride 2, padded alike on each side; the picture turned where that needs it."""
 
 from typing import NamedTuple
 
