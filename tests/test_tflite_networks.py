@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from exports import dense, prune, rows
+from exports import conv, dense, prune, rows
 from keras import layers
 
 import tf_sparsity as ts
@@ -201,3 +201,12 @@ def test_kernels_of_two_sizes_give_constants_of_one_name():
         layers.GlobalAveragePooling2D(), layers.Dense(10)])
     report = tflite_export.convert(prune(model, 0.9)).report
     assert sparse_names(report) == [(32, 1, 1, 8), (64, 1, 1, 32)]
+
+
+def test_releases_are_explained_with_short_names():
+    """A 3x3 stem of stride 1 cannot be rewritten; the converter's name of it has several parts."""
+    report = tflite_export.convert(prune(conv(), 0.9)).report
+    for release in report.covered:
+        _, name, text = release.why.split("'")
+        assert ";" not in name and len(name) <= 48
+        assert "stride 1" in text

@@ -84,7 +84,8 @@ def covered(encoded, rows, runtime):
         if verdict == xnnpack.WRONG:  # reasons for that come first
             why = names.short_in(f"{reasons[0].operator}: {reasons[0].text}")
         elif verdict == xnnpack.DENSE and picture:
-            why = encoded.refused or names.short_in(f"{reasons[0].operator}: {reasons[0].text}")
+            why = names.short_in(
+                encoded.refused or f"{reasons[0].operator}: {reasons[0].text}")
         elif verdict == xnnpack.DENSE:
             why = layer
         found.append(Covered(generation, verdict, why))
