@@ -6,11 +6,11 @@ import keras
 
 import tf_sparsity as ts
 from recipes import configuration as settings
+from recipes import registry
 
 WRITTEN = "written"
 MISSING = "not written: {} is not installed (pip install tensorflow tensorboard)"
 OFF = "not written: tensorboard=no"
-FINAL = ("accuracy", "sparsity")  # of the final report: what HParams compares
 
 
 def status(options):
@@ -44,7 +44,7 @@ def finish(run):
 
     report = run.record["report"]
     with _writer(run).as_default(step=len(run.record["epochs"])):
-        for name in FINAL:
+        for name in (registry.measure(run.recipe).key, "sparsity"):
             tf.summary.scalar(f"final/{name}", report[name])
 
 

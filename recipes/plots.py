@@ -18,11 +18,12 @@ def curves(name, runs_dir):
       ValueError: if there is no sparse run with a dense one to compare it with.
     """
     by_configuration = tables.groups(tables.records(name, runs_dir))
-    dense = tables.dense_accuracies(by_configuration)
+    measure = registry.measure(name)
+    dense = tables.dense_quality(by_configuration, measure)
     found = {}
     for key, some in by_configuration.items():
         technique, sparsity, _, _ = key
-        losses = [tables.relative_loss(key, record["report"]["accuracy"], dense)
+        losses = [tables.relative_loss(key, record["report"][measure.key], dense)
                   for record in some]
         if technique != "dense" and None not in losses:
             spread = statistics.stdev(losses) if len(losses) > 1 else 0.0

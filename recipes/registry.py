@@ -5,9 +5,11 @@
   among them;
 - `run(configuration, run)`, which trains and returns the final report, a dict for JSON;
 - `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, sentences that say how
-  the schedule differs from the paper's.
+  the schedule differs from the paper's;
+- `MEASURE`, what its runs are compared by, where that is not `ACCURACY`.
 """
 
+import dataclasses
 import importlib
 
 from recipes.configuration import nearest
@@ -18,6 +20,24 @@ PROGRAMS = ("digits_demo", "variational_dropout_mnist", "l0_mnist", "matched_mni
             "tickets_mnist")
 
 
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What runs are compared by; more is better.
+
+    Attributes:
+      key: of the number in a final report; "holdout_" is put before it for held-out data.
+      title: heading of a column.
+      unit: what the number is multiplied by for that column.
+    """
+
+    key: str
+    title: str
+    unit: float = 1
+
+
+ACCURACY = Measure("accuracy", "test accuracy %", 100)
+
+
 def load(name):
     """The module of a recipe."""
     if name in PROGRAMS:
@@ -25,6 +45,11 @@ def load(name):
     if name not in RECIPES:
         raise ValueError(f"There is no recipe {name!r}. {nearest(name, RECIPES)}")
     return importlib.import_module(f"recipes.{name}")
+
+
+def measure(name):
+    """The `Measure` of a recipe."""
+    return getattr(load(name), "MEASURE", ACCURACY)
 
 
 def first_line(module):

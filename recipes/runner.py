@@ -118,7 +118,8 @@ class Run:
         eventlog.finish(self)
         if self.backup is not None:
             self.backup.finish()
-        print(f"{self.title}: accuracy {report['accuracy']:.4f}, sparsity "
+        measure = registry.measure(self.recipe).key
+        print(f"{self.title}: {measure} {report[measure]:.4f}, sparsity "
               f"{report['sparsity']:.4f}, {training.duration(self.record['seconds'])}", flush=True)
 
     def _begin(self, module):

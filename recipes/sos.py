@@ -80,47 +80,69 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A network and its data.
+    """A network, its data, how it is trained and what it is judged by.
 
     Attributes:
       network: a function that builds it, with new initial weights.
-      train, test: (images, classes).
-      optimizer: a function (configuration, steps of the run) -> a new Keras optimizer.
-      first: regular expression of the kernels that "extended" leaves dense, or None.
-      last: of those that it prunes to `LAST_SPARSITY` at most.
-      augment: as in `Batches`.
+      batches: the training data, in an order of (seed, epoch): what Keras' `fit` takes, with
+        `begin(epoch)`, `len` (steps of an epoch) and `examples`, the number of training examples.
+      validation: what `fit` looks at after each epoch, for the record.
+      compile: a function (model, steps of the run) that compiles it, with a new optimizer.
+      figures: a function of a trained model -> what it is judged by, {name: number}.
+      last: regular expression of the kernels that "extended" prunes to `LAST_SPARSITY` at most.
+      first: of those that it leaves dense, or None.
     """
 
     network: Callable
-    train: tuple
-    test: tuple
-    optimizer: Callable
+    batches: object
+    validation: object
+    compile: Callable
+    figures: Callable
     last: str
     first: str | None = None
-    augment: Callable | None = None
+
+
+def images(c, network, train, test, optimizer, last, first=None, augment=None):
+    """The task of telling what class an image is of.
+
+    Args:
+      c: the configuration.
+      network, last, first: as in `Task`; the network returns logits.
+      train, test: (images, classes).
+      optimizer: a function (configuration, steps of the run) -> a new Keras optimizer.
+      augment: as in `Batches`.
+    """
+    train, kept_out = _held_out(train, c.holdout)
+
+    def compile(model, steps):
+        model.compile(optimizer(c, steps),
+                      keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                      metrics=["accuracy"])
+
+    def figures(model):
+        found = {"accuracy": accuracy(model, test)}
+        if kept_out is not None:
+            found["holdout_accuracy"] = accuracy(model, kept_out)
+        return found
+
+    return Task(network, Batches(*train, c.batch, c.seed, augment), kept_out or test, compile,
+                figures, last, first)
 
 
 def perform(c, run, task):
     """Does what the configuration asks for; returns the final report."""
     if c.technique in LEARNED and c.reach == "rank" and c.sparsity != RANKED_AT:
         return _ranked_anew(c, run, task)
-    train, kept_out = _held_out(task.train, c.holdout)
     epochs = c.epochs * (BUDGET if c.technique == "scratch_b" else 1)
-    steps = epochs * -(-len(train[0]) // c.batch)
-    batches = Batches(*train, c.batch, c.seed, task.augment)
-    model = _starting_point(c, run, task, batches, steps)
-    _compile(model, task.optimizer(c, steps))
-    run.fit(model, batches, kept_out or task.test, epochs)
+    steps = epochs * len(task.batches)
+    model = _starting_point(c, run, task, steps)
+    task.compile(model, steps)
+    run.fit(model, task.batches, task.validation, epochs)
     if c.technique == "magnitude":
         run.keep("masks.npz", lambda path: np.savez_compressed(path, **masks(model)))
     if c.technique in LEARNED and c.reach == "rank":
         run.keep("trained.npz", lambda path: np.savez(path, *map(np.asarray, model.weights)))
-    return report(model, task.test, kept_out) | {"steps": steps}
-
-
-def _compile(model, optimizer):
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                  metrics=["accuracy"])
+    return report(model, task) | {"steps": steps}
 
 
 def _held_out(train, count):
@@ -132,21 +154,21 @@ def _held_out(train, count):
     return tuple(a[:-count] for a in train), tuple(a[-count:] for a in train)
 
 
-def _starting_point(c, run, task, batches, steps):
+def _starting_point(c, run, task, steps):
     """The model before its first step, sparsified, uncompiled."""
     keras.utils.set_random_seed(c.seed)
     model = task.network()
     if c.technique == "dense":
         return model
     if c.technique in UNDER_A_MASK:
-        return _under_a_mask(c, run, task, model, batches, steps)
-    return ts.sparsify(model, method(c, steps, len(batches.images), model, task))
+        return _under_a_mask(c, run, task, model, steps)
+    return ts.sparsify(model, method(c, steps, model, task))
 
 
 # ---- techniques
 
 
-def method(c, steps, num_samples, model, task):
+def method(c, steps, model, task):
     """The method of a technique, for a run of so many steps."""
     if c.technique in PRUNED:
         return _pruning(c, steps, model, task)
@@ -156,8 +178,8 @@ def method(c, steps, num_samples, model, task):
                                            scale=c.gate_penalty, **asked)
     asked |= {"scale": c.scale, "ramp": ts.Ramp(0, max(1, round(c.warm_up * steps)))}
     if c.technique == "l0":
-        return ts.L0Regularization(num_samples, initial_keep=c.initial_keep, **asked)
-    return ts.VariationalDropout(num_samples, **asked)
+        return ts.L0Regularization(task.batches.examples, initial_keep=c.initial_keep, **asked)
+    return ts.VariationalDropout(task.batches.examples, **asked)
 
 
 def _pruning(c, steps, model, task):
@@ -215,7 +237,7 @@ def masks(model):
             for name, state in layer.state.items()}
 
 
-def _under_a_mask(c, run, task, model, batches, steps):
+def _under_a_mask(c, run, task, model, steps):
     magnitude = run.of(dataclasses.replace(c, technique="magnitude"))
     if c.technique in SCRATCH:
         keras.utils.set_random_seed(c.seed + SCRATCH_SEED)
@@ -223,7 +245,7 @@ def _under_a_mask(c, run, task, model, batches, steps):
         if c.initialization == "augmented":
             augment_initial_weights(model, c.sparsity, c.seed + SCRATCH_SEED)
     elif c.rewind_step:
-        model = _after(c, task, model, batches, steps)
+        model = _after(c, task, model, steps)
     sparse = ts.sparsify(model, ts.FixedMask())
     with np.load(magnitude.folder / "masks.npz") as kept:
         for layer in sparse.layers:
@@ -232,7 +254,7 @@ def _under_a_mask(c, run, task, model, batches, steps):
     return sparse
 
 
-def _after(c, task, model, batches, steps):
+def _after(c, task, model, steps):
     """The network after `rewind_step` steps of dense training."""
     if c.rewind_step > c.pruning_begin * steps:
         raise ValueError(
@@ -241,9 +263,9 @@ def _after(c, task, model, batches, steps):
             "are not those of the run that the masks come from. Rewind to an earlier step.")
     search = ts.TicketSearch(ts.MagnitudePruning(ts.ConstantSparsity(c.sparsity, 0)), rounds=1,
                              rewind_step=c.rewind_step, seed=c.seed)
-    return search.rewind_point(model, lambda m: _compile(m, task.optimizer(c, steps)), batches,
+    return search.rewind_point(model, lambda m: task.compile(m, steps), task.batches,
                                epochs=c.epochs, shuffle=False, verbose=0,
-                               callbacks=[Order(batches)])
+                               callbacks=[Order(task.batches)])
 
 
 def augment_initial_weights(model, sparsity, seed):
@@ -269,33 +291,29 @@ def augment_initial_weights(model, sparsity, seed):
 def _ranked_anew(c, run, task):
     """The training of another sparsity, ranked for this one."""
     source = run.of(dataclasses.replace(c, sparsity=RANKED_AT))
-    train, kept_out = _held_out(task.train, c.holdout)
-    steps = c.epochs * -(-len(train[0]) // c.batch)
+    steps = c.epochs * len(task.batches)
     network = task.network()
-    model = ts.sparsify(network, method(c, steps, len(train[0]), network, task))
+    model = ts.sparsify(network, method(c, steps, network, task))
     with np.load(source.folder / "trained.npz") as trained:
         for variable, value in zip(model.weights, trained.values(), strict=True):
             if variable.name != "sparsity_clock":  # so that the ranking is due
                 variable.assign(value)
     ts.update(model)
-    return report(model, task.test, kept_out) | {"steps": steps, "trained_in": source.digest}
+    return report(model, task) | {"steps": steps, "trained_in": source.digest}
 
 
 # ---- figures
 
 
-def report(model, test, kept_out):
+def report(model, task):
     """The final figures of a trained model, for JSON."""
     found = ts.report(model)
     size, zeros = found.total("size"), found.total("zeros")
-    figures = {"accuracy": accuracy(model, test), "sparsity": found.sparsity,
-               "natural": found.natural, "size": size, "zeros": zeros,
-               "compression": size / (size - zeros) if size > zeros else None,
-               "kernels": [{"name": row.name, "shape": list(row.shape), "size": row.size,
-                            "zeros": row.zeros, "sparsity": row.sparsity} for row in found.rows]}
-    if kept_out is not None:
-        figures["holdout_accuracy"] = accuracy(model, kept_out)
-    return figures
+    return {**task.figures(model), "sparsity": found.sparsity, "natural": found.natural,
+            "size": size, "zeros": zeros,
+            "compression": size / (size - zeros) if size > zeros else None,
+            "kernels": [{"name": row.name, "shape": list(row.shape), "size": row.size,
+                         "zeros": row.zeros, "sparsity": row.sparsity} for row in found.rows]}
 
 
 def accuracy(model, examples):

@@ -74,5 +74,5 @@ def optimizer(c, steps):
 
 def run(c, run):
     train, test = arrays.load(c.data, run.options["data_dir"])
-    return sos.perform(c, run, sos.Task(lenet.MODELS[c.model], train, test, optimizer,
-                                        first=FIRST[c.model], last="^classes/"))
+    return sos.perform(c, run, sos.images(c, lenet.MODELS[c.model], train, test, optimizer,
+                                          first=FIRST[c.model], last="^classes/"))

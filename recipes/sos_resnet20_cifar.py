@@ -99,6 +99,6 @@ def run(c, run):
     (x, y), (x_test, y_test) = arrays.load(c.data, run.options["data_dir"], shape=(32, 32, 3))
     mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6  # of each channel
     x, x_test = ((images - mean) / deviation for images in (x, x_test))
-    return sos.perform(c, run, sos.Task(
-        lambda: resnet(c.depth, c.filters), (x, y), (x_test, y_test), optimizer, first="^stem/",
+    return sos.perform(c, run, sos.images(
+        c, lambda: resnet(c.depth, c.filters), (x, y), (x_test, y_test), optimizer, first="^stem/",
         last="^classes/", augment=flipped_and_moved))

@@ -17,7 +17,6 @@ from recipes.files import read_json, write_json
 TUNERS = ("grid", "random", "bayesian", "hyperband")
 FACTOR = 3  # of Hyperband: a third of the trials goes on with three times the epochs
 NEVER = 10**9  # keras-tuner 1.4 keeps its lock when too many failures in a row make it raise
-ACCURACY = {False: "accuracy", True: "holdout_accuracy"}  # by: are images held out?
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +60,13 @@ class Sweep:
         self.searches = self.options.tuner != "grid"
         self.space = self._space() if self.searches else None
         self.grid = None if self.searches else self._grid()
-        self.objective = ACCURACY["holdout" in self.given and self.given["holdout"] != "0"]
-        if self.searches and self.objective == "accuracy":
+        measure = registry.measure(name).key
+        held_out = self.given.get("holdout", "0") != "0"
+        if self.searches and not held_out:
             raise ValueError(
-                f"tuner={self.options.tuner} chooses settings by accuracy; choose them by images "
+                f"tuner={self.options.tuner} chooses settings by {measure}; choose them by images "
                 "that are not the test images: give holdout=5000 (training images).")
+        self.objective = f"holdout_{measure}" if held_out else measure
 
     @property
     def folder(self):
@@ -258,8 +259,9 @@ def summary(sweep):
         digest = settings.digest(sweep.name, configured)
         path = Path(sweep.run_options["runs_dir"]) / sweep.name / digest / "record.json"
         report = (read_json(path)["report"] or {}) if path.exists() else {}
+        measure = registry.measure(sweep.name).key
         rows.append({**trial, "run": digest, **{key: report.get(key) for key in
-                     ("accuracy", "holdout_accuracy", "sparsity")}})
+                     (measure, f"holdout_{measure}", "sparsity")}})
     write_json(sweep.folder / "summary.json", {"recipe": sweep.name, "words": sweep.words,
                                                "trials": rows})
     return rows
@@ -267,11 +269,11 @@ def summary(sweep):
 
 def say(sweep):
     """Prints the summary; returns the number of trials that failed."""
-    rows = summary(sweep)
+    rows, measure = summary(sweep), registry.measure(sweep.name).key
     done = [row for row in rows if row["status"] == "COMPLETED"]
     for row in rows:
-        if row["accuracy"] is not None:
-            figures = f"accuracy {row['accuracy']:.4f}  sparsity {row['sparsity']:.4f}"
+        if row[measure] is not None:
+            figures = f"{measure} {row[measure]:.4f}  sparsity {row['sparsity']:.4f}"
         else:
             figures = f"{row['status'].lower()}: {_last_line(row['message'])}"
         print(f"  {row['run']}  {figures}  {' '.join(row['words'])}")

@@ -7,8 +7,10 @@ from recipes import configuration as settings
 from recipes import registry, results, runner
 from recipes.files import read_json
 
-COLUMNS = ["technique", "sparsity", "settings", "test accuracy %", "relative loss %",
-           "of the layers", "natural", "seconds", "epochs", "where", "seeds"]
+
+def columns(measure):
+    return ["technique", "sparsity", "settings", measure.title, "relative loss %",
+            "of the layers", "natural", "seconds", "epochs", "where", "seeds"]
 
 
 def records(name, runs_dir):
@@ -29,19 +31,19 @@ def groups(found):
     return by_configuration
 
 
-def dense_accuracies(by_configuration):
-    """{(settings that dense runs have, backend): mean accuracy}."""
-    return {(frozenset(own), backend): statistics.fmean(r["report"]["accuracy"] for r in some)
+def dense_quality(by_configuration, measure):
+    """{(settings that dense runs have, backend): mean of the measure}."""
+    return {(frozenset(own), backend): statistics.fmean(r["report"][measure.key] for r in some)
             for (technique, _, own, backend), some in by_configuration.items()
             if technique == "dense"}
 
 
-def relative_loss(key, accuracy, dense):
-    """1 - accuracy / that of the dense runs with the same settings; None without them."""
+def relative_loss(key, quality, dense):
+    """1 - quality / that of the dense runs with the same settings; None without them."""
     _, _, own, backend = key
     fitting = [value for (settings_of_dense, where), value in dense.items()
                if where == backend and settings_of_dense <= set(own)]
-    return 1 - accuracy / fitting[0] if fitting else None
+    return 1 - quality / fitting[0] if fitting else None
 
 
 def table(name, runs_dir):
@@ -54,25 +56,25 @@ def table(name, runs_dir):
     if not by_configuration:
         raise ValueError(f"There is no complete run of {name} in {runs_dir}. Make some: "
                          f"python -m recipes sweep {name} runs_dir={runs_dir}")
-    kind = registry.load(name).Configuration
+    kind, measure = registry.load(name).Configuration, registry.measure(name)
     order = kind.__dataclass_fields__["technique"].metadata["choices"]
-    dense = dense_accuracies(by_configuration)
-    rows = [_row(key, by_configuration[key], dense, kind)
+    dense = dense_quality(by_configuration, measure)
+    rows = [_row(key, by_configuration[key], dense, kind, measure)
             for key in sorted(by_configuration, key=lambda k: (order.index(k[0]), *map(str, k)))]
-    return results.markdown(COLUMNS, rows)
+    return results.markdown(columns(measure), rows)
 
 
-def _row(key, some, dense, kind):
+def _row(key, some, dense, kind, measure):
     technique, sparsity, own, backend = key
     changed = _changed(own, kind)
     reports = [record["report"] for record in some]
-    accuracies = [report["accuracy"] for report in reports]
-    loss = relative_loss(key, statistics.fmean(accuracies), dense)
+    quality = [report[measure.key] for report in reports]
+    loss = relative_loss(key, statistics.fmean(quality), dense)
     layers = zip(*([kernel["sparsity"] for kernel in report["kernels"]] for report in reports))
     natural = [report["natural"] for report in reports if report["natural"] is not None]
     trained = [record for record in some if record["epochs"]]
     return [technique, f"{sparsity:g}" if technique != "dense" else "0", changed,
-            results.spread([100 * accuracy for accuracy in accuracies]),
+            results.spread([measure.unit * value for value in quality]),
             "" if loss is None else f"{100 * loss:.2f}",
             " - ".join(f"{statistics.fmean(layer):.3f}" for layer in layers),
             results.spread(natural, ".2f") if natural else "",

@@ -25,6 +25,7 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.images, self.classes, self.size = images, classes, size
         self.seed, self.augment = seed, augment
+        self.examples = len(images)
         self.begin(0)
 
     def begin(self, epoch):

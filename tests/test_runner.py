@@ -355,15 +355,15 @@ def test_the_rewind_point_is_the_run_at_that_step(run, tmp_path):
     """Dense training for k steps, and the dense run itself, stopped after its first epoch."""
     options, c = runner.parse(NAME, [*TINY, "technique=lottery", "rewind_step=4",
                                      "pruning_begin=0.4"])
-    task = sos.Task(registry.load(NAME).lenet.lenet300, *arrays.load("digits"),
-                    registry.load(NAME).optimizer, last="^classes/")
-    batches = training.Batches(*task.train, c.batch, c.seed)
+    recipe = registry.load(NAME)
+    task = sos.images(c, recipe.lenet.lenet300, *arrays.load("digits"), recipe.optimizer,
+                      last="^classes/")
     keras.utils.set_random_seed(c.seed)
-    point = sos._after(c, task, task.network(), batches, steps=12)
+    point = sos._after(c, task, task.network(), steps=12)
     keras.utils.set_random_seed(c.seed)
     dense = task.network()
-    sos._compile(dense, task.optimizer(c, 12))
-    training.fit(dense, training.Batches(*task.train, c.batch, c.seed), task.test, epochs=1,
+    task.compile(dense, 12)
+    training.fit(dense, task.batches, task.validation, epochs=1,
                  folder=tmp_path, note=lambda epochs: None)
     for ours, theirs in zip(point.get_weights(), dense.get_weights(), strict=True):
         assert np.array_equal(ours, theirs)
@@ -432,7 +432,7 @@ def test_table_of_the_runs(tmp_path, capsys):
     rows = [[cell.strip() for cell in line.strip("|").split("|")]
             for line in capsys.readouterr().out.splitlines()]
     # 1 - 0.873 / 0.97 = 0.1; no dense run has 7 epochs
-    assert rows[0] == tables.COLUMNS
+    assert rows[0] == tables.columns(registry.ACCURACY) and rows[0][3] == "test accuracy %"
     assert rows[2:] == [
         ["dense", "0", "epochs=3", "97.00 ± 1.41", "0.00", "0.500 - 0.250", "", "11 ± 1", "3",
          "jax", "2 (0, 1)"],
