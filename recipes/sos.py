@@ -24,7 +24,7 @@ import numpy as np
 
 import tf_sparsity as ts
 from recipes.configuration import setting
-from recipes.training import Batches, Order
+from recipes.training import Batches, Order, for_fit
 
 PRUNED = ("random", "magnitude")
 LEARNED = ("variational_dropout", "l0", "continuous_sparsification")
@@ -53,8 +53,8 @@ class Settings:
                                   choices=("plain", "augmented"), only=SCRATCH)
     rewind_step: int = setting(0, "optimizer step whose weights the ticket starts at", least=0,
                                only=("lottery",))
-    reach: str = setting("rank", "how the sparsity is met", choices=("rank", "controller"),
-                         only=LEARNED)
+    reach: str = setting("rank", "how the sparsity is met; penalty: it is what the penalty leads to",
+                         choices=("rank", "controller", "penalty"), only=LEARNED)
     seed: int = setting(0, "of initial weights, order of the data and noise", least=0)
     holdout: int = setting(0, "training images kept out, to choose settings by", least=0)
     epochs: int = setting(10, "of one training", least=1)
@@ -77,6 +77,53 @@ class Settings:
     gate_penalty: float = setting(1e-8, "of each open gate", least=0,
                                   only=("continuous_sparsification",))
 
+    def __post_init__(self):
+        for name, value in self.published().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def published(self):
+        """{setting: value}, by technique and sparsity, of the settings whose default is None."""
+        return {}
+
+    def rise(self, steps):
+        """How the penalty of variational dropout and L0 rises, in a run of so many steps."""
+        return ts.Ramp(0, max(1, round(self.warm_up * steps)))
+
+    def noise(self):
+        """Arguments of variational dropout beside its penalty."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedSettings(Settings):
+    """With what the paper varies on its own two networks."""
+
+    warm_up_begin: float = setting(0.0, "share of the run at which the penalty begins to rise",
+                                   least=0, below=1, only=("variational_dropout", "l0"))
+    ramp: str = setting("linear", "cubic: 1 - (1 - t)^3 of the rise's time t",
+                        choices=("linear", "cubic"), only=("variational_dropout", "l0"))
+    threshold: float = setting(3.0, "log alpha from which a weight is zero",
+                               only=("variational_dropout",))
+    log_sigma2: float = setting(-10.0, "at the start", only=("variational_dropout",))
+
+    def rise(self, steps):
+        begin = round(self.warm_up_begin * steps)
+        kind = {"linear": ts.Ramp, "cubic": CubicRamp}[self.ramp]
+        return kind(begin, max(begin + 1, begin + round(self.warm_up * steps)))
+
+    def noise(self):
+        return {"threshold": self.threshold, "initial_log_sigma2": self.log_sigma2}
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+@dataclasses.dataclass(frozen=True)
+class CubicRamp(ts.Ramp):
+    """1 - (1 - t)^3 where t rises from 0 to 1, the "cubic" of the paper's code."""
+
+    def value(self, step):
+        return 1.0 - (1.0 - super().value(step)) ** 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -84,13 +131,16 @@ class Task:
 
     Attributes:
       network: a function that builds it, with new initial weights.
-      batches: the training data, in an order of (seed, epoch): what Keras' `fit` takes, with
+      batches: the training data, in an order of (seed, epoch): what `training.for_fit` takes, with
         `begin(epoch)`, `len` (steps of an epoch) and `examples`, the number of training examples.
       validation: what `fit` looks at after each epoch, for the record.
       compile: a function (model, steps of the run) that compiles it, with a new optimizer.
       figures: a function of a trained model -> what it is judged by, {name: number}.
-      last: regular expression of the kernels that "extended" prunes to `LAST_SPARSITY` at most.
+      last: regular expression of the kernels that "extended" prunes to `LAST_SPARSITY` at most;
+        None where there is no such rule.
       first: of those that it leaves dense, or None.
+      method: a function (configuration, steps, model, task) -> the method of its technique; None:
+        `method` of this module.
     """
 
     network: Callable
@@ -98,8 +148,9 @@ class Task:
     validation: object
     compile: Callable
     figures: Callable
-    last: str
+    last: str | None = None
     first: str | None = None
+    method: Callable | None = None
 
 
 def images(c, network, train, test, optimizer, last, first=None, augment=None):
@@ -162,7 +213,7 @@ def _starting_point(c, run, task, steps):
         return model
     if c.technique in UNDER_A_MASK:
         return _under_a_mask(c, run, task, model, steps)
-    return ts.sparsify(model, method(c, steps, model, task))
+    return ts.sparsify(model, (task.method or method)(c, steps, model, task))
 
 
 # ---- techniques
@@ -172,14 +223,15 @@ def method(c, steps, model, task):
     """The method of a technique, for a run of so many steps."""
     if c.technique in PRUNED:
         return _pruning(c, steps, model, task)
-    asked = {"target_sparsity": c.sparsity, "reach": c.reach, "frequency": c.frequency}
+    asked = {} if c.reach == "penalty" else {
+        "target_sparsity": c.sparsity, "reach": c.reach, "frequency": c.frequency}
     if c.technique == "continuous_sparsification":
         return ts.ContinuousSparsification(max(1, round(c.annealing * steps)), s0=c.s0,
                                            scale=c.gate_penalty, **asked)
-    asked |= {"scale": c.scale, "ramp": ts.Ramp(0, max(1, round(c.warm_up * steps)))}
+    asked |= {"scale": c.scale, "ramp": c.rise(steps)}
     if c.technique == "l0":
         return ts.L0Regularization(task.batches.examples, initial_keep=c.initial_keep, **asked)
-    return ts.VariationalDropout(task.batches.examples, **asked)
+    return ts.VariationalDropout(task.batches.examples, **c.noise(), **asked)
 
 
 def _pruning(c, steps, model, task):
@@ -188,6 +240,9 @@ def _pruning(c, steps, model, task):
                          f"pruning_end={c.pruning_end:g}.")
     sparsity, distribution = c.sparsity, c.distribution
     if distribution == "extended":
+        if task.last is None:
+            raise ValueError("distribution=extended is the paper's rule for ResNet-50. Use "
+                             "uniform, erk or global here.")
         sizes = {row.name: row.size for row in ts.report(model).rows}
         sparsity, distribution = extended(sizes, c.sparsity, task.first, task.last)
     begin = round(c.pruning_begin * steps)
@@ -263,16 +318,16 @@ def _after(c, task, model, steps):
             "are not those of the run that the masks come from. Rewind to an earlier step.")
     search = ts.TicketSearch(ts.MagnitudePruning(ts.ConstantSparsity(c.sparsity, 0)), rounds=1,
                              rewind_step=c.rewind_step, seed=c.seed)
-    return search.rewind_point(model, lambda m: task.compile(m, steps), task.batches,
-                               epochs=c.epochs, shuffle=False, verbose=0,
-                               callbacks=[Order(task.batches)])
+    task.batches.begin(0)
+    return search.rewind_point(model, lambda m: task.compile(m, steps), **for_fit(task.batches),
+                               epochs=c.epochs, verbose=0, callbacks=[Order(task.batches)])
 
 
 def augment_initial_weights(model, sparsity, seed):
     """The paper's "sparse" initial weights: variances of the fans that a mask leaves.
 
     Dense kernels: U(-L, L), L = sqrt(6 / ((1 - s) (fan in + fan out))). Convolutions: N(0, 2 / n),
-    n = places x filters (1 - s).
+    n = places x filters (1 - s). Embeddings: N(0, 1 / (features (1 - s))).
     """
     for index, layer in enumerate(model.layers):
         shape = tuple(layer.kernel.shape) if hasattr(layer, "kernel") else ()
@@ -283,6 +338,10 @@ def augment_initial_weights(model, sparsity, seed):
         elif len(shape) == 4:
             fan_out = shape[0] * shape[1] * shape[3] * (1 - sparsity)
             layer.kernel.assign(generator.normal(0, math.sqrt(2 / fan_out), shape))
+        elif isinstance(layer, keras.layers.Embedding):
+            shape = tuple(layer.embeddings.shape)
+            deviation = 1 / math.sqrt(shape[1] * (1 - sparsity))
+            layer.embeddings.assign(generator.normal(0, deviation, shape))
 
 
 # ---- learned methods, by rank
@@ -293,7 +352,7 @@ def _ranked_anew(c, run, task):
     source = run.of(dataclasses.replace(c, sparsity=RANKED_AT))
     steps = c.epochs * len(task.batches)
     network = task.network()
-    model = ts.sparsify(network, method(c, steps, network, task))
+    model = ts.sparsify(network, (task.method or method)(c, steps, network, task))
     with np.load(source.folder / "trained.npz") as trained:
         for variable, value in zip(model.weights, trained.values(), strict=True):
             if variable.name != "sparsity_clock":  # so that the ranking is due

@@ -44,6 +44,17 @@ class Batches(keras.utils.PyDataset):
         return images, self.classes[chosen]
 
 
+def for_fit(batches):
+    """The arguments of Keras' `fit` for batches, from the epoch that they have begun.
+
+    A PyDataset goes in as it is. Other batches are an endless stream: their `for_fit()` says what
+    goes in, among it `steps_per_epoch`.
+    """
+    if isinstance(batches, keras.utils.PyDataset):
+        return {"x": batches, "shuffle": False}
+    return batches.for_fit()
+
+
 class Order(keras.callbacks.Callback):
     """Tells the batches which epoch begins: after a resume it is not the first."""
 
@@ -71,6 +82,11 @@ class Backup(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.pointer, self.note = folder, folder / "complete.json", note
         self.epochs = []  # the metrics of the epochs so far
+
+    @property
+    def complete(self):
+        """The number of epochs that are saved."""
+        return len(read_json(self.pointer)["epochs"]) if self.pointer.exists() else 0
 
     def on_train_begin(self, logs=None):
         if not self.pointer.exists():
@@ -152,8 +168,8 @@ def fit(model, batches, validation, *, epochs, folder, note, callbacks=()):
 
     Args:
       model: compiled; sparsified or dense.
-      batches: `Batches`.
-      validation: (images, classes) that are looked at after each epoch, for the record.
+      batches: `Batches`, or others with `begin(epoch)` that `for_fit` takes.
+      validation: (images, classes) or a dataset, looked at after each epoch, for the record.
       epochs: of the whole training.
       folder: for the backups.
       note: a function that is given the metrics of all epochs after each backup.
@@ -164,7 +180,8 @@ def fit(model, batches, validation, *, epochs, folder, note, callbacks=()):
     """
     backup = Backup(folder, note)
     update = [ts.callbacks.SparsityUpdate()] if is_sparse(model) else []
-    model.fit(batches, epochs=epochs, shuffle=False, verbose=0, validation_data=validation,
+    batches.begin(backup.complete)
+    model.fit(**for_fit(batches), epochs=epochs, verbose=0, validation_data=validation,
               validation_batch_size=500,
               callbacks=[*update, ts.callbacks.SparsityLogger(), Order(batches), *callbacks, backup,
                          Progress(backup)])
