@@ -7,6 +7,8 @@
 
 `parse(Configuration, ["sparsity=0.95"])` reads `key=value` words. A setting with `only` belongs to
 some techniques; elsewhere it is neither accepted nor part of the configuration that is recorded.
+A setting whose default is None follows from the others where it is not given: the class fills it
+in, in `__post_init__`.
 """
 
 import dataclasses
@@ -92,12 +94,12 @@ def _value(field, text):
         value = field.type(text)
     except ValueError:
         what = "an integer" if field.type is int else "a number"
-        raise ValueError(f"{name}={text}: {name} is {what}{_range(limits)}, for instance "
-                         f"{name}={field.default}.") from None
+        example = "" if field.default is None else f", for instance {name}={field.default}"
+        raise ValueError(f"{name}={text}: {name} is {what}{_range(limits)}{example}.") from None
     near = _nearest_in_range(value, limits, field.default)
     if value != near:
-        raise ValueError(f"{name}={text}: {name} is a number{_range(limits)}. In range is, for "
-                         f"instance, {name}={near:g}.")
+        example = "" if near is None else f" In range is, for instance, {name}={near:g}."
+        raise ValueError(f"{name}={text}: {name} is a number{_range(limits)}.{example}")
     return value
 
 
@@ -143,10 +145,23 @@ def short_hash(value):
 
 
 def words(configuration):
-    """The `key=value` words that differ from the defaults."""
-    defaults = {field.name: field.default for field in dataclasses.fields(configuration)}
-    return [f"{key}={value}" for key, value in values(configuration).items()
-            if value != defaults[key]]
+    """The `key=value` words that differ from the defaults, and from what follows from the others.
+    """
+    return changed(type(configuration), values(configuration))
+
+
+def changed(kind, values):
+    """The words of those values that are no defaults and do not follow from the others."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    given = {key: value for key, value in values.items() if defaults[key] is not None}
+    usual = {**defaults, **usual_values(kind, given)}
+    return [f"{key}={value}" for key, value in values.items()
+            if value != (usual if defaults[key] is None else defaults)[key]]
+
+
+def usual_values(kind, given):
+    """{key: value} of a configuration with some values, and all others as they follow from them."""
+    return vars(kind(**given))
 
 
 def describe(kind):
@@ -155,5 +170,6 @@ def describe(kind):
         limits = field.metadata
         allowed = ", ".join(limits["choices"]) if limits["choices"] else _range(limits).strip()
         only = f"; only {', '.join(limits['only'])}" if limits["only"] else ""
-        yield (f"{field.name}={field.default}", limits["meaning"]
+        default = "published" if field.default is None else field.default
+        yield (f"{field.name}={default}", limits["meaning"]
                + (f" ({allowed})" if allowed else "") + only)
