@@ -18,17 +18,17 @@ def curves(name, runs_dir):
       ValueError: if there is no sparse run with a dense one to compare it with.
     """
     by_configuration = tables.groups(tables.records(name, runs_dir))
-    measure = registry.measure(name)
+    kind, measure = registry.load(name).Configuration, registry.measure(name)
     dense = tables.dense_quality(by_configuration, measure)
     found = {}
     for key, some in by_configuration.items():
-        technique, sparsity, _, _ = key
-        losses = [tables.relative_loss(key, record["report"][measure.key], dense)
-                  for record in some]
+        technique, reports = key[0], [record["report"] for record in some]
+        losses = [tables.relative_loss(key, report[measure.key], dense, kind)
+                  for report in reports]
         if technique != "dense" and None not in losses:
             spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
             found.setdefault(tables.label(key, name), []).append(
-                (sparsity, statistics.fmean(losses), spread))
+                (tables.met(key, reports), statistics.fmean(losses), spread))
     if not found:
         raise ValueError(f"{runs_dir} has no complete run of {name} with a dense one of the same "
                          f"settings. Make them: python -m recipes sweep {name} "

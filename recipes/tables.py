@@ -38,12 +38,27 @@ def dense_quality(by_configuration, measure):
             if technique == "dense"}
 
 
-def relative_loss(key, quality, dense):
-    """1 - quality / that of the dense runs with the same settings; None without them."""
+def relative_loss(key, quality, dense, kind):
+    """1 - quality / that of the dense runs with the same settings; None without them.
+
+    Settings that follow the technique may be the usual ones of dense runs instead.
+    """
     _, _, own, backend = key
-    fitting = [value for (settings_of_dense, where), value in dense.items()
-               if where == backend and settings_of_dense <= set(own)]
-    return 1 - quality / fitting[0] if fitting else None
+    usual = settings.usual_values(kind, {"technique": "dense"})
+    follow = [k for k, field in kind.__dataclass_fields__.items() if field.default is None]
+    for wanted in (dict(own), {**dict(own), **{k: usual[k] for k in follow}}):
+        for (of_dense, where), value in dense.items():
+            if where == backend and of_dense <= set(wanted.items()):
+                return 1 - quality / value
+    return None
+
+
+def met(key, reports):
+    """The sparsity of runs: the one asked for, or the mean of what the penalty has led to."""
+    technique, sparsity, own, _ = key
+    if dict(own).get("reach") == "penalty":
+        return statistics.fmean(report["sparsity"] for report in reports)
+    return sparsity
 
 
 def table(name, runs_dir):
@@ -66,14 +81,14 @@ def table(name, runs_dir):
 
 def _row(key, some, dense, kind, measure):
     technique, sparsity, own, backend = key
-    changed = _changed(own, kind)
+    changed = _changed(key, kind)
     reports = [record["report"] for record in some]
     quality = [report[measure.key] for report in reports]
-    loss = relative_loss(key, statistics.fmean(quality), dense)
+    loss = relative_loss(key, statistics.fmean(quality), dense, kind)
     layers = zip(*([kernel["sparsity"] for kernel in report["kernels"]] for report in reports))
     natural = [report["natural"] for report in reports if report["natural"] is not None]
     trained = [record for record in some if record["epochs"]]
-    return [technique, f"{sparsity:g}" if technique != "dense" else "0", changed,
+    return [technique, f"{met(key, reports):g}", changed,
             results.spread([measure.unit * value for value in quality]),
             "" if loss is None else f"{100 * loss:.2f}",
             " - ".join(f"{statistics.fmean(layer):.3f}" for layer in layers),
@@ -83,16 +98,18 @@ def _row(key, some, dense, kind, measure):
             results.seeds([{"seed": record["seed"]} for record in some])]
 
 
-def _changed(own, kind):
+def _changed(key, kind):
     """The settings that differ from the defaults, as words."""
-    fields = kind.__dataclass_fields__
-    return " ".join(f"{k}={v}" for k, v in own if v != fields[k].default)
+    technique, sparsity, own, _ = key
+    followed = {"technique": technique, "sparsity": sparsity}
+    return " ".join(word for word in settings.changed(kind, {**followed, **dict(own)})
+                    if word.partition("=")[0] not in followed)
 
 
 def label(key, name):
     """What a curve is called: everything but the sparsity."""
-    technique, _, own, backend = key
-    changed = _changed(own, registry.load(name).Configuration)
+    technique, _, _, backend = key
+    changed = _changed(key, registry.load(name).Configuration)
     return " ".join(filter(None, [technique, changed, f"({backend})"]))
 
 
