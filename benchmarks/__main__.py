@@ -12,13 +12,14 @@ from pathlib import Path
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the results are those of a CPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-NAMES = ("step", "mask", "learned", "tflite_size", "tflite_speed")
+DEFAULT = ("step", "mask", "learned", "tflite_size", "tflite_speed", "tflite_conv")
+NAMES = (*DEFAULT, "tflite_arm")  # needs an emulator
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME",
-                        help=f"one of {', '.join(NAMES)}; default: all")
+                        help=f"one of {', '.join(NAMES)}; default: all but the last")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results")
     options = parser.parse_args(arguments)
@@ -30,7 +31,7 @@ def main(arguments=None):
     from tflite_export.quiet import quiet
     with quiet():
         from benchmarks import measure, readme
-    for name in options.names or NAMES:
+    for name in options.names or DEFAULT:
         with quiet():
             program = importlib.import_module(f"benchmarks.{name}")
         result = program.run(options.small)

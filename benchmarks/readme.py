@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from benchmarks import learned, mask, measure, step, tflite_size, tflite_speed
+from benchmarks import (learned, mask, measure, step, tflite_arm, tflite_conv, tflite_size,
+                        tflite_speed)
 
 README = Path(__file__).parent / "README.md"
 
@@ -113,6 +114,39 @@ def speed_table(result):
                   "goal, to the best dense"], rows) + "\n\n" + made(result)
 
 
+def conv_table(result):
+    rows = []
+    for case in result["cases"]:
+        ours = [case["rows"][label]["times dense"] for label in tflite_size.OURS]
+        goal = tflite_conv.GOALS.get(case["network"]) if case["sparsity"] == 0.9 else None
+        met = "" if goal is None else (
+            f"{goal:g} {'met' if ours[0]['median'] >= goal else '**missed**'}")
+        rows.append([case["network"], f"{case['sparsity']:g}",
+                     f"{1e3 * case['rows'][tflite_conv.DENSE]['seconds']:.2f} ms",
+                     *(spread(times, 2) for times in ours), met])
+    return table(["network", "zeros", "dense float32, SSE",
+                  *(f"times as fast: {label}" for label in tflite_size.OURS), "goal, float32"],
+                 rows) + "\n\n" + made(result)
+
+
+def instructions_table(result):
+    rows = []
+    for case in result["cases"]:
+        total = {label: row["insn"] for label, row in case["rows"].items()}
+        dense, fewer = total[tflite_arm.DENSE], {
+            label: total[tflite_arm.DENSE] / total[label] for label in tflite_size.OURS}
+        goal = tflite_arm.GOALS.get((case["network"], case["sparsity"]))
+        met = "" if goal is None else (
+            f"{goal} {'met' if fewer['float32'] >= goal else '**missed**'}")
+        rows.append([case["network"], f"{case['sparsity']:g}", f"{dense:.1f} M",
+                     f"{total[tflite_arm.DENSE_INT8]:.1f} M",
+                     *(f"{total[label]:.1f} M ({times:.2f})" for label, times in fewer.items()),
+                     met])
+    return table(["network", "zeros", "dense float32", "dense int8",
+                  *(f"ours, {label} (times fewer)" for label in tflite_size.OURS),
+                  "goal, float32"], rows) + "\n\n" + made(result)
+
+
 def arm_table(result):
     """Multiply-adds that the stock aarch64 runtime executes: no time, for emulation has none."""
     newest = result["versions"]["LiteRT on ARM"][0]
@@ -141,7 +175,8 @@ def made(result):
 
 
 TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table,
-          "arm_networks": arm_table, "tflite_size": size_table, "tflite_speed": speed_table}
+          "arm_networks": arm_table, "tflite_size": size_table, "tflite_speed": speed_table,
+          "tflite_conv": conv_table, "tflite_arm": instructions_table}
 
 
 def filled(text):
