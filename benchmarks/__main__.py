@@ -1,7 +1,7 @@
 """python -m benchmarks [NAME ...] [--small --out FOLDER]
 
-Measures, writes results/<name>.json, and the tables of README.md from those files. `--small` tries
-the program on tiny models in seconds and needs another folder, which gets no README.
+Measures, writes results/<name>.json, and the tables of the documents from them. `--small` tries
+the program on tiny models in seconds and needs another folder, which gets no tables.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The tables of README.md, made from the result files."""
+"""The tables of the documents, made from the result files."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from benchmarks import (learned, mask, measure, step, tflite_arm, tflite_conv, t
                         tflite_speed)
 
 README = Path(__file__).parent / "README.md"
+PAGES = (README, Path(__file__).parents[1] / "docs" / "tflite.md")
 
 
 def table(header, rows):
@@ -182,15 +183,15 @@ TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table,
 def filled(text):
     """`text` with what stands between the markers of each table replaced by the table."""
     for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         path = measure.RESULTS / f"{name}.json"
-        if not path.exists():  # never measured, so there is no section either
-            continue
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = before + begin + make(json.loads(path.read_text())) + end + after
+        if begin in text and path.exists():
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}{make(json.loads(path.read_text()))}\n{end}{after}"
     return text
 
 
 def write():
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

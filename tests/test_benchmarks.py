@@ -100,6 +100,10 @@ def test_results_say_where_they_come_from(name):
             assert len(row["seconds"]) == len(row["cpu_seconds"]) == case["rounds"]
 
 
-def test_the_tables_in_the_readme_are_those_of_the_results():
-    text = readme.README.read_text()
-    assert readme.filled(text) == text
+def test_the_tables_in_the_documents_are_those_of_the_results():
+    pages = [page.read_text() for page in readme.PAGES]
+    for text in pages:
+        assert readme.filled(text) == text
+    for result in measure.RESULTS.glob("*.json"):
+        if result.stem != "arm_matrix":  # has no table
+            assert sum(f"<!-- {result.stem} -->" in text for text in pages) == 1
