@@ -1,11 +1,11 @@
-"""The experiments of the recipes: list, run, sweep, table and plot."""
+"""The experiments of the recipes: list, run, sweep, table, plot and report."""
 
 import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
 
-from recipes import configuration, plots, registry, runner, sweep, tables  # noqa: E402
+from recipes import configuration, page, plots, registry, runner, sweep, tables  # noqa: E402
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one
@@ -13,6 +13,7 @@ python -m recipes run NAME [key=value ...]       one run; the same command again
 python -m recipes sweep NAME [key=v1,v2,... ...] its grid, or a search: tuner=, trials=, workers=
 python -m recipes table NAME [runs_dir=runs]     what its runs have come to
 python -m recipes plot NAME [runs_dir=runs out=] loss over sparsity, ours and the published
+python -m recipes report NAME [runs_dir=runs out=]  both, and the configuration, as one HTML page
 """
 
 
@@ -20,7 +21,7 @@ def main(argv=None):
     """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     commands = {"list": list_recipes, "run": run, "sweep": sweep_runs,
-                "table": table, "plot": plot}
+                "table": table, "plot": plot, "report": report}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -69,6 +70,11 @@ def table(words):
 def plot(words):
     name, words = _name(words, "plot")
     plots.show(name, words)
+
+
+def report(words):
+    name, words = _name(words, "report")
+    page.show(name, words)
 
 
 def _name(words, command):

@@ -1,4 +1,4 @@
-"""Relative loss over sparsity: ours, and the published curves beside it."""
+"""Relative loss over sparsity, ours and the published curves beside it; sparsity over layers."""
 
 import statistics
 from pathlib import Path
@@ -9,6 +9,7 @@ from recipes.files import replacing
 
 LINES = ("-", "--", ":", "-.")  # of several curves of a technique
 OPTIONS = {"runs_dir": runner.RUNS, "out": None}
+DPI = 110
 
 
 def curves(name, runs_dir):
@@ -44,17 +45,13 @@ def published(network):
             for technique in state_of_sparsity.FILES[network]}
 
 
-def draw(name, runs_dir, path):
-    """Three panels, ours and the two networks of the paper, by per cent of the dense quality."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("Plots need matplotlib: pip install matplotlib") from error
+def loss(name, runs_dir):
+    """A figure of three panels, ours and the two networks of the paper, by per cent of the dense
+    quality."""
     ours = curves(name, runs_dir)
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = _figure(15, 5)
     panels = figure.subplots(1, 1 + len(state_of_sparsity.FILES), sharey=True)
-    order = registry.load(name).Configuration.__dataclass_fields__["technique"].metadata["choices"]
-    colour = {technique: f"C{i}" for i, technique in enumerate(order)}
+    colour = _colours(name)
     drawn = []
     for label, points in ours.items():
         technique = label.split()[0]
@@ -74,8 +71,51 @@ def draw(name, runs_dir, path):
         panel.set(xlabel="sparsity, %", yscale="symlog")
         panel.axhline(0, color="grey", linewidth=1)
         panel.legend(fontsize=8)
-    with replacing(path) as new:
-        figure.savefig(new, dpi=110)
+    return figure
+
+
+def layers(name, runs_dir):
+    """A figure of the sparsity of each kernel, first to last: a panel for each sparsity asked for,
+    a line for each configuration, the mean over its seeds.
+
+    Raises:
+      ValueError: if there is no sparse run.
+    """
+    panels = {}
+    for key, some in tables.groups(tables.records(name, runs_dir)).items():
+        if key[0] != "dense":
+            panels.setdefault(key[1], []).append((key, [record["report"]["kernels"]
+                                                        for record in some]))
+    if not panels:
+        raise ValueError(f"{runs_dir} has no complete sparse run of {name}. Make them: "
+                         f"python -m recipes sweep {name} runs_dir={runs_dir}")
+    figure, colour = _figure(5 * len(panels), 5), _colours(name)
+    for axes, sparsity in zip(figure.subplots(1, len(panels), squeeze=False)[0], sorted(panels)):
+        drawn = []
+        for key, found in panels[sparsity]:
+            means = [100 * statistics.fmean(of_layer) for of_layer in zip(
+                *([kernel["sparsity"] for kernel in kernels] for kernels in found))]
+            axes.plot(range(len(means)), means, marker="o", label=tables.label(key, name),
+                      color=colour[key[0]], linestyle=LINES[drawn.count(key[0]) % len(LINES)])
+            drawn.append(key[0])
+        names = [kernel["name"].removesuffix("/kernel") for kernel in found[0]]
+        axes.set_xticks(range(len(names)), labels=names, rotation=90, fontsize=7)
+        axes.set(title=f"asked: {sparsity:g}", ylabel="zeros, %", ylim=(-3, 103))
+        axes.legend(fontsize=6)
+    return figure
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("Plots need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _colours(name):
+    order = registry.load(name).Configuration.__dataclass_fields__["technique"].metadata["choices"]
+    return {technique: f"C{i}" for i, technique in enumerate(order)}
 
 
 def show(name, words):
@@ -84,5 +124,7 @@ def show(name, words):
     settings.check_keys(given, OPTIONS)
     options = OPTIONS | given
     path = Path(options["out"] or Path(options["runs_dir"]) / name / "relative_loss.png")
-    draw(name, options["runs_dir"], path)
+    figure = loss(name, options["runs_dir"])
+    with replacing(path) as new:
+        figure.savefig(new, dpi=DPI)
     print(f"Written: {path}")

@@ -61,8 +61,8 @@ def met(key, reports):
     return sparsity
 
 
-def table(name, runs_dir):
-    """Markdown; ± is the standard deviation over seeds.
+def rows(name, runs_dir):
+    """`(columns, rows)` of the table; ± is the standard deviation over seeds.
 
     Raises:
       ValueError: if there is no complete run.
@@ -74,9 +74,9 @@ def table(name, runs_dir):
     kind, measure = registry.load(name).Configuration, registry.measure(name)
     order = kind.__dataclass_fields__["technique"].metadata["choices"]
     dense = dense_quality(by_configuration, measure)
-    rows = [_row(key, by_configuration[key], dense, kind, measure)
-            for key in sorted(by_configuration, key=lambda k: (order.index(k[0]), *map(str, k)))]
-    return results.markdown(columns(measure), rows)
+    keys = sorted(by_configuration, key=lambda k: (order.index(k[0]), *map(str, k)))
+    return columns(measure), [_row(key, by_configuration[key], dense, kind, measure)
+                              for key in keys]
 
 
 def _row(key, some, dense, kind, measure):
@@ -119,7 +119,7 @@ def _seconds(record):
 
 
 def show(name, words):
-    """Prints the table."""
+    """Prints the table as Markdown."""
     given = settings.pairs(words)
     settings.check_keys(given, ["runs_dir"])
-    print(table(name, given.get("runs_dir", runner.RUNS)))
+    print(results.markdown(*rows(name, given.get("runs_dir", runner.RUNS))))

@@ -412,12 +412,14 @@ def test_holdout_is_kept_out(run):
 
 
 def stored(folder, seed, accuracy, epochs=3, backend="jax", **own):
-    """A complete record, as small as a table needs it."""
+    """A complete record, as small as tables, plots and the page need it."""
     record = {"status": "complete", "seed": seed, "epochs": [{"seconds": 5.0 + seed}] * 2,
-              "where": {"backend": backend},
+              "where": {"backend": backend}, "versions": {"keras": "3.15.1", "jax": None},
+              "digest": f"hash{seed}", "command": f"run --seed {seed} <here>", "seconds": 12.0,
               "configuration": {"seed": seed, "epochs": epochs, **own},
               "report": {"accuracy": accuracy, "natural": None,
-                         "kernels": [{"sparsity": 0.5}, {"sparsity": 0.25}]}}
+                         "kernels": [{"name": "dense1/kernel", "sparsity": 0.5},
+                                     {"name": "classes/kernel", "sparsity": 0.25}]}}
     path = folder / NAME / f"{seed}{accuracy}" / "record.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(record))
@@ -455,6 +457,28 @@ def test_plot_of_the_runs(tmp_path, capsys):
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert command.main(["plot", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
     assert "no complete run of sos_lenet_mnist with a dense one" in capsys.readouterr().err
+
+
+def test_page_of_the_runs(tmp_path, capsys):
+    for seed, accuracy in ((0, 0.931), (1, 0.833)):
+        stored(tmp_path, seed, accuracy, technique="random", sparsity=0.5)
+    (axes,) = plots.layers(NAME, tmp_path).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[50.0, 25.0]]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["dense1", "classes"]
+
+    out = tmp_path / "page.html"
+    assert command.main(["report", NAME, f"runs_dir={tmp_path}", f"out={out}"]) == 0
+    text = out.read_text()
+    assert text.count("<img ") == 1 and "with a dense one of the same settings" in text
+    stored(tmp_path, 0, 0.98, technique="dense")
+    assert command.main(["report", NAME, f"runs_dir={tmp_path}", f"out={out}"]) == 0
+    text = out.read_text()
+    assert text.count("<img ") == text.count('src="data:image/png;base64,') == 2
+    assert "http" not in text and "<script" not in text  # opens without a network
+    assert "<td>88.20 ± 6.93</td>" in text and "jax, keras 3.15.1" in text
+    assert "run --seed 1 &lt;here&gt;" in text and "<h1>sos_lenet_mnist</h1>" in text
+    assert command.main(["report", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
+    assert not (tmp_path / "none" / NAME / "report.html").exists()
 
 
 # From the published CSVs, as the paper's README and its tables have them
