@@ -32,6 +32,7 @@ ALLOWED = {
     "callbacks": {"method", "optimizer", "probes", "update", "report", "tensorboard"},
     "tickets": {"method", "methods", "masks", "layers", "optimizer", "kernels", "convert",
                 "callbacks"},
+    "tuning": {"method", "methods", "schedule", "convert", "report", "callbacks"},
 }
 
 

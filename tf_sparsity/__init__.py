@@ -1,6 +1,6 @@
 """Keras 3 models made sparse while they train. Start with `ts.sparsify`; see docs/design.md."""
 
-from tf_sparsity import callbacks, layers
+from tf_sparsity import callbacks, layers, tuning
 from tf_sparsity.convert import freeze_masks, sparsify, strip
 from tf_sparsity.method import MaskMethod, Method
 from tf_sparsity.methods import (ContinuousSparsification, FixedMask, L0Regularization,
@@ -19,4 +19,4 @@ __all__ = ["ConstantSparsity", "ContinuousSparsification", "FixedMask", "L0Regul
            "MagnitudePruning", "MaskMethod", "Method", "PolynomialDecay", "Ramp", "RandomPruning",
            "SparseOptimizer", "SparsityReport", "TFMOTPruning", "Ticket", "TicketSearch",
            "VariationalDropout", "callbacks", "exclude", "freeze_masks", "layers", "report",
-           "sparsify", "strip", "update"]
+           "sparsify", "strip", "tuning", "update"]

@@ -1,0 +1,135 @@
+"""The search for the sparsest model that is accurate enough."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import tf_sparsity as ts
+from tf_sparsity import tuning
+
+pytest.importorskip("keras_tuner")
+pytestmark = pytest.mark.any_backend
+
+X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
+Y = (X[:, 0] + X[:, 1] > 0).astype("int32")
+STEPS = 2 * 3  # epochs x batches of 32
+
+
+def dense():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "relu"),
+                              keras.layers.Dense(2)])
+    train(model, [])
+    return model
+
+
+def train(model, callbacks):
+    model.compile(keras.optimizers.Adam(0.05),
+                  keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+
+
+def accuracy(model):
+    return float((model.predict(X, verbose=0).argmax(-1) == Y).mean())
+
+
+def search(folder, train=train, **arguments):
+    return tuning.sparsest(dense(), train, accuracy, **{
+        "steps": STEPS, "num_samples": len(X), "folder": folder, "trials": 3, "within": 0.1,
+        "methods": {"magnitude": tuning.magnitude}, **arguments})
+
+
+def candidate(accuracy, sparsity, method="magnitude", **figures):
+    return tuning.Candidate(method, {}, accuracy, sparsity, figures, None)
+
+
+def test_the_best_is_the_sparsest_that_is_accurate_enough():
+    start = candidate(0.90, 0.0, "dense")
+    found = [candidate(0.89, 0.7), candidate(0.896, 0.6), candidate(0.895, 0.6),
+             candidate(0.91, 0.5), candidate(0.85, 0.9), candidate(0.84, 0.8)]
+    result = tuning.result(start, found, within=0.005)
+    assert result.best is found[1]  # of two equally sparse ones the more accurate
+    # dense is beaten by the candidate of 0.91 and 0.5; 0.84 at 0.8 by 0.85 at 0.9
+    assert result.front == (found[3], found[1], found[0], found[4])
+    assert result.candidates == (start, *found)
+    assert tuning.result(start, found[4:], 0.005).best is None
+    assert "No trial is accurate enough" in str(tuning.result(start, found[4:], 0.005))
+
+
+def test_figures_make_the_front():
+    start = candidate(0.90, 0.0, "dense", bytes=100, seconds=4)
+    small, fast = (candidate(0.88, 0.9, bytes=10, seconds=4),
+                   candidate(0.88, 0.5, bytes=60, seconds=1))
+    neither = candidate(0.88, 0.95, bytes=10, seconds=5)
+    assert tuning.result(start, [small, fast, neither], 0.05).front == (start, fast, small)
+    assert tuning.result(start, [small, fast, neither], 0.05).best is neither
+
+
+def test_a_search_keeps_what_it_has_trained(tmp_path):
+    calls = []
+    found = search(tmp_path, measure=lambda model: calls.append(model) or {
+        "weights": sum(int(np.count_nonzero(w)) for w in model.get_weights())})
+    start, *tried = found.candidates
+    assert start.method == "dense" and start.accuracy == accuracy(dense()) and start.path is None
+    assert len(tried) == 3 and len(calls) == 4
+    for one in tried:
+        model = keras.saving.load_model(one.path)
+        rows = ts.report(model).rows
+        zeros, size = sum(row.zeros for row in rows), sum(row.size for row in rows)
+        assert one.sparsity == zeros / size == pytest.approx(one.settings["sparsity"], abs=0.01)
+        assert accuracy(model) == one.accuracy
+        assert set(one.settings) == {"sparsity", "pruning_end", "distribution"}
+        biases = sum(int(np.count_nonzero(layer.bias)) for layer in model.layers)
+        assert one.figures == {"weights": size - zeros + biases}
+    scores = {json.loads(path.read_text())["trial_id"]: json.loads(path.read_text())["score"]
+              for path in tmp_path.glob("tuner/trial_*/trial.json")}
+    for one in tried:
+        short = start.accuracy - one.accuracy - 0.1
+        trial = one.path.rsplit("/", 1)[-1].removesuffix(".keras")
+        assert scores[trial] == pytest.approx(-short if short > 0 else one.sparsity)
+    again = search(tmp_path, train=None)  # complete: nothing is trained
+    assert [one._replace(figures={}) for one in found.candidates] == [
+        one._replace(figures={}) for one in again.candidates]
+
+
+def test_an_interrupted_search_goes_on(tmp_path):
+    trained = []
+
+    def interrupted(model, callbacks):
+        trained.append(model)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        train(model, callbacks)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, train=interrupted)
+    assert len(list((tmp_path / "models").glob("*.json"))) == 1
+    found = search(tmp_path, train=interrupted)
+    assert len(found.candidates) == 4 and len(trained) == 4  # the second trial twice
+
+
+@pytest.mark.parametrize("name", tuning.METHODS)
+def test_every_method_can_be_searched(tmp_path, name):
+    found = search(tmp_path, trials=1, methods={name: tuning.METHODS[name]})
+    _, one = found.candidates
+    assert one.method == name and "sparsity" in one.settings
+
+
+def test_another_search_in_the_same_folder_is_refused(tmp_path):
+    search(tmp_path, trials=1)
+    with pytest.raises(ValueError, match=r"search with within 0.1 \(now 0.2\)"):
+        search(tmp_path, within=0.2)
+
+
+@pytest.mark.parametrize("arguments, error, said", [
+    ({"methods": ["magnitude"]}, TypeError, "methods is {name: function"),
+    ({"methods": {}}, TypeError, "methods is {name: function"),
+    ({"trials": 0}, ValueError, "trials must be >= 1"),
+    ({"within": -0.1}, ValueError, "within must be >= 0"),
+    ({"steps": 1.5}, TypeError, "steps")])
+def test_arguments(tmp_path, arguments, error, said):
+    with pytest.raises(error, match=said):
+        search(tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
