@@ -10,7 +10,6 @@ import tf_sparsity as ts
 from tf_sparsity import tuning
 
 pytest.importorskip("keras_tuner")
-pytestmark = pytest.mark.any_backend
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
 Y = (X[:, 0] + X[:, 1] > 0).astype("int32")
@@ -67,6 +66,7 @@ def test_figures_make_the_front():
     assert tuning.result(start, [small, fast, neither], 0.05).best is neither
 
 
+@pytest.mark.any_backend
 def test_a_search_keeps_what_it_has_trained(tmp_path):
     calls = []
     found = search(tmp_path, measure=lambda model: calls.append(model) or {
