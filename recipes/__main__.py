@@ -5,7 +5,8 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
 
-from recipes import configuration, page, plots, registry, runner, sweep, tables  # noqa: E402
+from recipes import (configuration, page, plots, readme, registry, runner, sweep,  # noqa: E402
+                     tables)
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one
@@ -14,6 +15,8 @@ python -m recipes sweep NAME [key=v1,v2,... ...] its grid, or a search: tuner=, 
 python -m recipes table NAME [runs_dir=runs]     what its runs have come to
 python -m recipes plot NAME [runs_dir=runs out=] loss over sparsity, ours and the published
 python -m recipes report NAME [runs_dir=runs out=]  both, and the configuration, as one HTML page
+python -m recipes keep NAME [runs_dir=runs]      its records into recipes/results, and README.md
+python -m recipes readme                         the tables of recipes/README.md anew
 """
 
 
@@ -21,7 +24,8 @@ def main(argv=None):
     """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     commands = {"list": list_recipes, "run": run, "sweep": sweep_runs,
-                "table": table, "plot": plot, "report": report}
+                "table": table, "plot": plot, "report": report, "keep": keep,
+                "readme": write_readme}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -75,6 +79,16 @@ def plot(words):
 def report(words):
     name, words = _name(words, "report")
     page.show(name, words)
+
+
+def keep(words):
+    name, words = _name(words, "keep")
+    readme.show(name, words)
+
+
+def write_readme(words):
+    configuration.check_keys(configuration.pairs(words), [])
+    readme.write()
 
 
 def _name(words, command):

@@ -1,16 +1,13 @@
-"""Result files of the recipes, and the tables that recipes/README.md shows of them.
+"""Result files of the recipes that are programs of their own, and what their tables are made with.
 
-`python -m recipes.results` writes the tables anew; a test compares. A result is a JSON file in
-recipes/results/, named after the recipe, what it trained and the seed.
+A result is a JSON file in recipes/results/, named after the recipe, what it trained and the seed.
 """
 
 import argparse
-import importlib
 import json
 import os
 import shlex
 import statistics
-import sys
 from pathlib import Path
 
 import keras
@@ -19,10 +16,6 @@ from recipes import machine
 from recipes.files import write_json
 
 FOLDER = Path(__file__).parent / "results"
-README = Path(__file__).parent / "README.md"
-# Those that have a table.
-RECIPES = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
-           "mobilenet_cifar")
 LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no setting
 
 
@@ -119,23 +112,3 @@ def seeds(results):
 def markdown(columns, rows):
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def tables(text, folder=FOLDER):
-    """`text` with each recipe's table, between its two marks, made from the result files."""
-    for recipe in RECIPES:
-        begin, end = f"<!-- {recipe}: made by recipes/results.py -->", f"<!-- end of {recipe} -->"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        table = importlib.import_module(f"recipes.{recipe}").table(read(recipe, folder))
-        text = f"{before}{begin}\n{table}\n{end}{after}"
-    return text
-
-
-def main():
-    README.write_text(tables(README.read_text()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

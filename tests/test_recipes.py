@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tf_sparsity as ts
-from recipes import (arrays, l0_mnist, lenet, machine, matched_mnist, mobilenet_cifar, results,
-                     tickets_cifar_narrow_short, tickets_mnist, variational_dropout_mnist)
+from recipes import (arrays, l0_mnist, lenet, machine, matched_mnist, mobilenet_cifar, readme,
+                     results, tickets_cifar_narrow_short, tickets_mnist, variational_dropout_mnist)
 
 RECIPES = {module.RECIPE: module
            for module in (variational_dropout_mnist, l0_mnist, matched_mnist, tickets_mnist,
@@ -116,8 +116,8 @@ def test_a_trained_model_is_ranked_anew_for_another_sparsity():
 
 
 def test_readme_shows_the_results():
-    text = results.README.read_text()
-    assert text == results.tables(text), "run python -m recipes.results"
+    text = readme.README.read_text()
+    assert text == readme.filled(text), "run python -m recipes readme"
 
 
 @pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*.json")), ids=lambda p: p.stem)

@@ -15,7 +15,7 @@ import pytest
 
 import tf_sparsity as ts
 from recipes import __main__ as command
-from recipes import (arrays, configuration, machine, plots, registry, runner, sos,
+from recipes import (arrays, configuration, machine, plots, readme, registry, runner, sos,
                      sos_resnet20_cifar, state_of_sparsity, tables, training)
 from recipes.configuration import setting
 
@@ -479,6 +479,23 @@ def test_page_of_the_runs(tmp_path, capsys):
     assert "run --seed 1 &lt;here&gt;" in text and "<h1>sos_lenet_mnist</h1>" in text
     assert command.main(["report", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
     assert not (tmp_path / "none" / NAME / "report.html").exists()
+
+
+def test_results_that_are_kept(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    stored(runs, 0, 0.98, technique="dense")
+    stored(runs, 1, 0.931, technique="random", sparsity=0.5)
+    running = runs / NAME / "other" / "record.json"
+    running.parent.mkdir()
+    running.write_text(json.dumps({"status": "running"}))
+    assert readme.keep(NAME, runs, kept) == 2
+    assert sorted(path.relative_to(kept / NAME).as_posix() for path in kept.rglob("*.*")) == [
+        "hash0/record.json", "hash1/record.json", "layers.png", "relative_loss.png"]
+    marks = "".join(f"<!-- {name}: made by recipes/readme.py --><!-- end of {name} -->"
+                    for name in (*readme.PROGRAMS, NAME))
+    assert "| random | 0.5 | epochs=3 | 93.10 |" in readme.filled(marks, kept)
+    with pytest.raises(ValueError, match=f"no place for the table of {NAME}"):
+        readme.filled(marks.replace(NAME, ""), kept)
 
 
 # From the published CSVs, as the paper's README and its tables have them

@@ -1,0 +1,68 @@
+"""The results that are kept with the project, and the tables that recipes/README.md shows of them.
+
+The runner's records are in runs/, which is nobody's but the user's; `keep` copies those that are
+complete to recipes/results/, as RECIPE/HASH/record.json, and draws their plots.
+"""
+
+import importlib
+
+from recipes import configuration as settings
+from recipes import plots, registry, results, runner, tables
+from recipes.files import replacing, write_json
+
+README = results.FOLDER.parent / "README.md"
+# Those that are programs of their own and have a table.
+PROGRAMS = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
+            "mobilenet_cifar")
+PLOTS = {"relative_loss.png": plots.loss, "layers.png": plots.layers}
+
+
+def keep(name, runs_dir, folder=results.FOLDER):
+    """Copies the complete records of a recipe, draws what they have come to; returns how many.
+
+    Raises:
+      ValueError: if there is no complete run, or none that can be plotted.
+    """
+    found = tables.records(name, runs_dir)
+    for record in found:
+        write_json(folder / name / record["digest"] / "record.json", record)
+    for file, draw in PLOTS.items():
+        figure = draw(name, folder)
+        with replacing(folder / name / file) as new:
+            figure.savefig(new, dpi=plots.DPI)
+    return len(found)
+
+
+def filled(text, folder=results.FOLDER):
+    """`text` with each recipe's table, between its two marks, made from the result files."""
+    for name, table in _tables(folder).items():
+        begin, end = f"<!-- {name}: made by recipes/readme.py -->", f"<!-- end of {name} -->"
+        if begin not in text:
+            raise ValueError(f"{README.name} has no place for the table of {name}: {begin} ... "
+                             f"{end}")
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    return text
+
+
+def _tables(folder):
+    """{recipe: Markdown}; of the runner's recipes those that have kept results."""
+    found = {name: importlib.import_module(f"recipes.{name}").table(results.read(name, folder))
+             for name in PROGRAMS}
+    return found | {name: results.markdown(*tables.rows(name, folder))
+                    for name in registry.RECIPES if tables.records(name, folder)}
+
+
+def show(name, words):
+    """Keeps the results of a recipe and writes the tables anew."""
+    given = settings.pairs(words)
+    settings.check_keys(given, ["runs_dir"])
+    count = keep(name, given.get("runs_dir", runner.RUNS))
+    print(f"{count} records in {results.FOLDER / name}")
+    write()
+
+
+def write():
+    """Writes the tables of README.md anew."""
+    README.write_text(filled(README.read_text()))
