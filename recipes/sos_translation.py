@@ -1,0 +1,114 @@
+"""What the recipes of the paper's Transformer have in common: settings, training, BLEU.
+
+`recipes/sos.py` says what each technique does. All kernels of the network are made sparse, the
+matrix of words and softmax with them; biases and normalisation are not.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import keras
+
+from recipes import bleu, sos, transformer, translation
+from recipes.beam import ALPHA, BEAM, translate
+from recipes.configuration import setting
+from recipes.registry import Measure
+
+BLEU = Measure("bleu", "test BLEU")
+
+DROPOUT = 0.1  # tensor2tensor's transformer_base: of blocks, attention and hidden units
+SMOOTHING = 0.1  # of labels, the same
+REGULARIZATIONS = {"none": (0.0, 0.0), "label_smoothing": (0.0, SMOOTHING),
+                   "dropout+label_smoothing": (DROPOUT, SMOOTHING)}
+# Of Adam, and the factor of the rate: the same
+BETAS, EPSILON = (0.9, 0.997), 1e-9
+FACTOR = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(sos.PublishedSettings):
+    """With those of a translation; each recipe sets its own defaults."""
+
+    holdout: int = setting(0, "training pairs kept out, to choose settings by", least=0)
+    batch: int = setting(16384, "words of a step with padding, on either side", least=1)
+    rate: float = setting(FACTOR, "factor of the learning rate", least=0)
+    rate_warm_up: int = setting(8000, "steps in which the learning rate rises", least=1)
+    regularization: str = setting("dropout+label_smoothing", "what else is against overfitting",
+                                  choices=tuple(REGULARIZATIONS))
+    vocabulary: int = setting(33_288, "subwords of both languages together", least=8,
+                              most=2 ** 16 - 1)
+    width: int = setting(512, "features of a position", least=2)
+    hidden: int = setting(2048, "units of a feed-forward block", least=1)
+    heads: int = setting(8, "of each attention", least=1)
+    layers: int = setting(6, "of the encoder, and of the decoder", least=1)
+    beam: int = setting(BEAM, "translations that are looked at side by side", least=1)
+    alpha: float = setting(ALPHA, "of the length penalty", least=0)
+
+    def size(self):
+        if self.width % (2 * self.heads) and self.width % self.heads or self.width % 2:
+            raise ValueError(f"width={self.width} must be even and a multiple of heads="
+                             f"{self.heads}.")
+        return transformer.Size(self.vocabulary, self.width, self.hidden, self.heads, self.layers)
+
+
+def perform(c, run, text, lengths, steps=None):
+    """Does what the configuration asks for; returns the final report.
+
+    Args:
+      c: the configuration.
+      run: the `Run`.
+      text: {"train" | "validation" | "test": (source lines, target lines)}.
+      lengths: of batches, as in `TokenBatches`.
+      steps: of an epoch, or None for all pairs once.
+    """
+    size = c.size()
+    subwords = translation.vocabulary(text["train"], c.vocabulary,
+                                      Path(run.options["runs_dir"]) / "vocabularies")
+    train, kept_out = _held_out(text["train"], c.holdout)
+    batches = _batches(subwords, train, lengths, c, steps)
+    if batches.left_out:
+        print(f"{batches.left_out} of {len(train[0])} training pairs are longer than "
+              f"{max(lengths)} subwords: left out", flush=True)
+    dropout, smoothing = REGULARIZATIONS[c.regularization]
+
+    def compile(model, steps):
+        rate = transformer.InverseSquareRoot(c.rate, c.width, c.rate_warm_up)
+        model.compile(
+            keras.optimizers.Adam(rate, *BETAS, epsilon=EPSILON),
+            transformer.SmoothedCrossEntropy(smoothing),
+            weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
+
+    def figures(model):
+        found = judged(model, subwords, text["test"], c)
+        if kept_out is not None:
+            found["holdout_bleu"] = judged(model, subwords, kept_out, c)["bleu"]
+        return found
+
+    return sos.perform(c, run, sos.Task(
+        lambda: transformer.transformer(size, dropout), batches,
+        _batches(subwords, kept_out or text["validation"], lengths, c), compile, figures))
+
+
+def _held_out(train, count):
+    """`(training pairs, those kept out or None)`."""
+    if not count:
+        return train, None
+    if count >= len(train[0]):
+        raise ValueError(f"holdout={count}: there are {len(train[0])} training pairs.")
+    return tuple(side[:-count] for side in train), tuple(side[-count:] for side in train)
+
+
+def _batches(subwords, pairs, lengths, c, steps=None):
+    sources, targets = (translation.encoded(subwords, side) for side in pairs)
+    return translation.TokenBatches(sources, targets, lengths, c.batch, c.seed, steps)
+
+
+def judged(model, subwords, pairs, c):
+    """{"bleu", "tokenized_bleu", "bleu_signature"} of the model's translations."""
+    sources, references = pairs
+    found = translate(transformer.reader(model), transformer.writer(model),
+                      translation.encoded(subwords, sources), beam=c.beam, alpha=c.alpha)
+    lines = subwords.decode([words.tolist() for words in found])
+    score, signature = bleu.bleu(lines, references)
+    return {"bleu": score, "tokenized_bleu": bleu.tokenized_bleu(lines, references),
+            "bleu_signature": signature}
