@@ -151,12 +151,18 @@ def words(configuration):
 
 
 def changed(kind, values):
-    """The words of those values that are no defaults and do not follow from the others."""
+    """The words of those values that are no defaults and do not follow from the others.
+
+    What follows may follow from what stands before it among the fields: so it is with frequency and
+    epochs.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     given = {key: value for key, value in values.items() if defaults[key] is not None}
-    usual = {**defaults, **usual_values(kind, given)}
-    return [f"{key}={value}" for key, value in values.items()
-            if value != (usual if defaults[key] is None else defaults)[key]]
+    found = {key: value for key, value in given.items() if value != defaults[key]}
+    for key, default in defaults.items():
+        if default is None and key in values and values[key] != usual_values(kind, given)[key]:
+            found[key] = given[key] = values[key]
+    return [f"{key}={found[key]}" for key in values if key in found]
 
 
 def usual_values(kind, given):

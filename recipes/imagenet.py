@@ -132,7 +132,7 @@ class Stream:
 
     def for_fit(self):
         """The arguments of `fit`."""
-        return {"x": self.dataset(), "steps_per_epoch": self.steps}
+        return {"x": self.dataset(), "steps_per_epoch": self.steps, "shuffle": False}
 
     def dataset(self):
         """A tf.data.Dataset of (pictures, classes), from the epoch that begins."""
@@ -168,9 +168,11 @@ def evaluation(split, picture=PICTURE, devices=1):
         image, label = _parsed(split, record)
         return _normalized(_center_crop(image, picture)), label
 
-    return (tf.data.Dataset.from_tensor_slices(_columns(split)).flat_map(_opened)
-            .map(pictures, tf.data.AUTOTUNE, deterministic=True)
-            .batch(EVALUATED - EVALUATED % devices).prefetch(tf.data.AUTOTUNE))
+    size = EVALUATED - EVALUATED % devices
+    batches = (tf.data.Dataset.from_tensor_slices(_columns(split)).flat_map(_opened)
+               .map(pictures, tf.data.AUTOTUNE, deterministic=True).batch(size))
+    known = tf.data.experimental.assert_cardinality(-(-split.examples // size))
+    return batches.apply(known).prefetch(tf.data.AUTOTUNE)
 
 
 # ---- order

@@ -14,11 +14,11 @@ import importlib
 
 from recipes.configuration import nearest
 
-RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar", "sos_transformer_wmt14",
-           "sos_transformer_multi30k")
+RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar", "sos_resnet50_imagenet",
+           "sos_transformer_wmt14", "sos_transformer_multi30k")
 # Programs of their own, python -m recipes.NAME --help
 PROGRAMS = ("digits_demo", "variational_dropout_mnist", "l0_mnist", "matched_mnist",
-            "tickets_mnist")
+            "tickets_mnist", "tickets_cifar_narrow_short", "mobilenet_cifar")
 
 
 @dataclasses.dataclass(frozen=True)

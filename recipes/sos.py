@@ -139,8 +139,7 @@ class Task:
       last: regular expression of the kernels that "extended" prunes to `LAST_SPARSITY` at most;
         None where there is no such rule.
       first: of those that it leaves dense, or None.
-      method: a function (configuration, steps, model, task) -> the method of its technique; None:
-        `method` of this module.
+      others: {sparsity: that of all other kernels}, as published; it is solved for elsewhere.
     """
 
     network: Callable
@@ -150,7 +149,7 @@ class Task:
     figures: Callable
     last: str | None = None
     first: str | None = None
-    method: Callable | None = None
+    others: dict = dataclasses.field(default_factory=dict)
 
 
 def images(c, network, train, test, optimizer, last, first=None, augment=None):
@@ -213,7 +212,7 @@ def _starting_point(c, run, task, steps):
         return model
     if c.technique in UNDER_A_MASK:
         return _under_a_mask(c, run, task, model, steps)
-    return ts.sparsify(model, (task.method or method)(c, steps, model, task))
+    return ts.sparsify(model, method(c, steps, model, task))
 
 
 # ---- techniques
@@ -244,7 +243,8 @@ def _pruning(c, steps, model, task):
             raise ValueError("distribution=extended is the paper's rule for ResNet-50. Use "
                              "uniform, erk or global here.")
         sizes = {row.name: row.size for row in ts.report(model).rows}
-        sparsity, distribution = extended(sizes, c.sparsity, task.first, task.last)
+        sparsity, distribution = extended(sizes, c.sparsity, task.first, task.last,
+                                          task.others.get(c.sparsity))
     begin = round(c.pruning_begin * steps)
     schedule = ts.PolynomialDecay(0.0, sparsity, begin,
                                   max(begin + 1, round(c.pruning_end * steps)),
@@ -254,32 +254,35 @@ def _pruning(c, steps, model, task):
     return ts.MagnitudePruning(schedule, distribution=distribution, revive=True)
 
 
-def extended(sizes, sparsity, first, last):
+def extended(sizes, sparsity, first, last, others=None):
     """The paper's extended magnitude pruning: `(sparsity of the other kernels, map)`.
 
     The first kernels stay dense and the last are pruned to 0.8 (or to the sparsity, if that is
     less), so that the others must be sparser for all of them together to meet the sparsity. The
-    paper rounds that number; here it is solved.
+    paper rounds that number.
 
     Args:
       sizes: {kernel path: number of weights}.
       sparsity: fraction of zeros of all of them, in [0, 1).
       first, last: regular expressions; first may be None.
+      others: the sparsity of the others where it is published; None: it is solved for.
 
     Raises:
       ValueError: if the others would have to be empty.
     """
     fixed = {last: min(LAST_SPARSITY, sparsity)} | ({first: 0.0} if first else {})
+    if others is not None:
+        return others, fixed
     of = {path: next((s for pattern, s in fixed.items() if re.search(pattern, path)), None)
           for path in sizes}
     zeros = sparsity * sum(sizes.values()) - sum(
         sizes[path] * s for path, s in of.items() if s is not None)
-    others = sum(sizes[path] for path, s in of.items() if s is None)
-    if zeros >= others:
+    size = sum(sizes[path] for path, s in of.items() if s is None)
+    if zeros >= size:
         raise ValueError(
             f"distribution=extended cannot reach a sparsity of {sparsity:g} here: {first or last} "
             "would keep more weights than that leaves. Use erk or global, or a lower sparsity.")
-    return zeros / others, fixed
+    return zeros / size, fixed
 
 
 # ---- under the masks of another run
@@ -352,7 +355,7 @@ def _ranked_anew(c, run, task):
     source = run.of(dataclasses.replace(c, sparsity=RANKED_AT))
     steps = c.epochs * len(task.batches)
     network = task.network()
-    model = ts.sparsify(network, (task.method or method)(c, steps, network, task))
+    model = ts.sparsify(network, method(c, steps, network, task))
     with np.load(source.folder / "trained.npz") as trained:
         for variable, value in zip(model.weights, trained.values(), strict=True):
             if variable.name != "sparsity_clock":  # so that the ranking is due

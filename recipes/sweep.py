@@ -186,8 +186,8 @@ def _oracle(kt, sweep):
 
 
 def _epochs(sweep):
-    field = sweep.module.Configuration.__dataclass_fields__["epochs"]
-    return int(sweep.given.get("epochs", field.default))
+    fixed = [f"{key}={values[0]}" for key, values in sweep.space.items() if len(values) == 1]
+    return settings.parse(sweep.module.Configuration, fixed).epochs
 
 
 def _each_once(kt):

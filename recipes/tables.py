@@ -41,12 +41,14 @@ def dense_quality(by_configuration, measure):
 def relative_loss(key, quality, dense, kind):
     """1 - quality / that of the dense runs with the same settings; None without them.
 
-    Settings that follow the technique may be the usual ones of dense runs instead.
+    Settings that follow from the technique may be those that follow for dense runs instead.
     """
-    _, _, own, backend = key
-    usual = settings.usual_values(kind, {"technique": "dense"})
-    follow = [k for k, field in kind.__dataclass_fields__.items() if field.default is None]
-    for wanted in (dict(own), {**dict(own), **{k: usual[k] for k in follow}}):
+    technique, sparsity, own, backend = key
+    own = dict(own)
+    changed = settings.changed(kind, {"technique": technique, "sparsity": sparsity, **own})
+    given = {k: own[k] for k in (word.partition("=")[0] for word in changed) if k in own}
+    usual = settings.usual_values(kind, {**given, "technique": "dense"})
+    for wanted in (own, usual):
         for (of_dense, where), value in dense.items():
             if where == backend and of_dense <= set(wanted.items()):
                 return 1 - quality / value
