@@ -1,10 +1,12 @@
-"""The only build file: pip install .  (extras: demo, test, jax, tflite)"""
+"""The only build file: pip install .  (extras: demo, test, jax, tflite, recipes)"""
 
 from setuptools import find_packages, setup
 
 DEMO = ["scikit-learn>=1.3", "matplotlib>=3.8"]
 JAX = ["jax>=0.4.30"]
 TFLITE = ["ai-edge-quantizer>=0.10"]  # quantizes .tflite files; Keras models need TensorFlow only
+# recipes/sos_transformer_*: subwords and BLEU
+RECIPES = ["sentencepiece>=0.2", "sacrebleu>=2.4", "sacremoses>=0.1"]
 
 setup(
     name="tf_sparsity",
@@ -30,11 +32,13 @@ setup(
         "demo": DEMO,
         "jax": JAX,
         "tflite": TFLITE,
+        "recipes": RECIPES,
         # setuptools and wheel: test_wheel.py builds without a network
         "test": [
             *DEMO,
             *JAX,
             *TFLITE,
+            *RECIPES,
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.5",

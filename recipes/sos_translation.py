@@ -44,12 +44,6 @@ class Settings(sos.PublishedSettings):
     beam: int = setting(BEAM, "translations that are looked at side by side", least=1)
     alpha: float = setting(ALPHA, "of the length penalty", least=0)
 
-    def size(self):
-        if self.width % (2 * self.heads) and self.width % self.heads or self.width % 2:
-            raise ValueError(f"width={self.width} must be even and a multiple of heads="
-                             f"{self.heads}.")
-        return transformer.Size(self.vocabulary, self.width, self.hidden, self.heads, self.layers)
-
 
 def perform(c, run, text, lengths, steps=None):
     """Does what the configuration asks for; returns the final report.
@@ -61,7 +55,6 @@ def perform(c, run, text, lengths, steps=None):
       lengths: of batches, as in `TokenBatches`.
       steps: of an epoch, or None for all pairs once.
     """
-    size = c.size()
     subwords = translation.vocabulary(text["train"], c.vocabulary,
                                       Path(run.options["runs_dir"]) / "vocabularies")
     train, kept_out = _held_out(text["train"], c.holdout)
@@ -69,14 +62,6 @@ def perform(c, run, text, lengths, steps=None):
     if batches.left_out:
         print(f"{batches.left_out} of {len(train[0])} training pairs are longer than "
               f"{max(lengths)} subwords: left out", flush=True)
-    dropout, smoothing = REGULARIZATIONS[c.regularization]
-
-    def compile(model, steps):
-        rate = transformer.InverseSquareRoot(c.rate, c.width, c.rate_warm_up)
-        model.compile(
-            keras.optimizers.Adam(rate, *BETAS, epsilon=EPSILON),
-            transformer.SmoothedCrossEntropy(smoothing),
-            weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
 
     def figures(model):
         found = judged(model, subwords, text["test"], c)
@@ -85,8 +70,25 @@ def perform(c, run, text, lengths, steps=None):
         return found
 
     return sos.perform(c, run, sos.Task(
-        lambda: transformer.transformer(size, dropout), batches,
-        _batches(subwords, kept_out or text["validation"], lengths, c), compile, figures))
+        lambda: network(c), batches,
+        _batches(subwords, kept_out or text["validation"], lengths, c),
+        lambda model, steps: compile(model, c), figures))
+
+
+def network(c):
+    """The Transformer of a configuration, with new initial weights."""
+    if c.width % 2 or c.width % c.heads:
+        raise ValueError(f"width={c.width} must be even and a multiple of heads={c.heads}.")
+    size = transformer.Size(c.vocabulary, c.width, c.hidden, c.heads, c.layers)
+    return transformer.transformer(size, REGULARIZATIONS[c.regularization][0])
+
+
+def compile(model, c):
+    """Compiles it for its training; the schedule does not know how long a run is."""
+    rate = transformer.InverseSquareRoot(c.rate, c.width, c.rate_warm_up)
+    model.compile(keras.optimizers.Adam(rate, *BETAS, epsilon=EPSILON),
+                  transformer.SmoothedCrossEntropy(REGULARIZATIONS[c.regularization][1]),
+                  weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
 
 
 def _held_out(train, count):

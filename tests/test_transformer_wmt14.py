@@ -1,0 +1,562 @@
+"""The Transformer recipes: network, training, data, beam search, BLEU, and runs from end to end."""
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import resource
+import time
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import tf_sparsity as ts
+from recipes import (beam, bleu, configuration, runner, sos,
+                     sos_transformer_multi30k, sos_transformer_wmt14, sos_translation,
+                     state_of_sparsity, tables, transformer, translation)
+from recipes.transformer import END, PAD
+
+NAME = "sos_transformer_wmt14"
+SIZE = transformer.Size(vocabulary=20, width=8, hidden=16, heads=2, layers=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return transformer.transformer(SIZE, dropout=0.1)
+
+
+# ---- network
+
+
+def test_numbers_of_parameters():
+    """Of the paper: 61,083,648 weights in kernels, 99.87 % of all parameters."""
+    base = transformer.BASE
+    encoder = 6 * (4 * 512 ** 2 + 2 * 512 * 2048)
+    decoder = 6 * (8 * 512 ** 2 + 2 * 512 * 2048)
+    assert (encoder, decoder, base.vocabulary * base.width) == (18_874_368, 25_165_824, 17_043_456)
+    # biases of 12 feed-forward blocks, 32 normalisations, 32 target spaces
+    others = 12 * (2048 + 512) + 32 * 2 * 512 + 32 * 512
+    full = transformer.transformer(base, dropout=0.1)
+    assert ts.report(full).total("size") == 61_083_648 == encoder + decoder + 17_043_456
+    assert full.count_params() == 61_083_648 + others == 61_163_520
+    assert round(61_083_648 / full.count_params(), 4) == 0.9987
+
+
+def test_every_kernel_is_made_sparse_and_the_words_share_one(model):
+    sparse = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0)))
+    ts.update(sparse)
+    rows = ts.report(sparse).rows
+    # 2 layers of 4 + 2 and 2 of 8 + 2 kernels, and the words
+    assert len(rows) == 2 * 6 + 2 * 10 + 1 and {row.sparsity for row in rows} == {0.5}
+    assert [v.path for v in model.trainable_variables if v.shape[0] == 20] == [
+        "embedding/embeddings"]
+
+
+def words(*sentences):
+    return np.array(sentences, "int32")
+
+
+def test_no_position_sees_the_future(model):
+    source, target = words([3, 4, 5, END]), words([PAD, 6, 7, 8, 9])
+    other = target.copy()
+    other[0, 3:] = [10, 11]
+    one, two = (model.predict_on_batch([source, t]) for t in (target, other))
+    assert np.array_equal(one[:, :3], two[:, :3])
+    assert np.abs(one[:, 3:] - two[:, 3:]).max() > 1e-3
+
+
+def test_padding_changes_no_output(model):
+    source, target = words([3, 4, 5, END]), words([PAD, 6, 7])
+    padded = [np.pad(a, ((0, 0), (0, 3))) for a in (source, target)]
+    short, long = model.predict_on_batch([source, target]), model.predict_on_batch(padded)
+    np.testing.assert_allclose(short, long[:, :3], atol=1e-5)  # sums of other lengths round apart
+    # and the source is looked at
+    assert np.abs(model.predict_on_batch([source[:, ::-1], target]) - short).max() > 1e-3
+
+
+def test_encoder_and_decoder_alone_are_the_model(model):
+    source, target = words([3, 4, 5, END], [9, END, PAD, PAD]), words([PAD, 6, 7], [PAD, 5, 4])
+    logits = model.predict_on_batch([source, target])
+    memory = transformer.reader(model).predict_on_batch(source)
+    at = np.array([[2], [1]])
+    log_p = transformer.writer(model).predict_on_batch([memory, source, target, at])
+    expected = ops.log_softmax(logits[[0, 1], [2, 1]])
+    np.testing.assert_allclose(log_p, expected, atol=1e-5)
+
+
+def test_attention_is_the_formula():
+    generator = np.random.default_rng(0)
+    q, k, v = (generator.normal(size=(1, n, 4)).astype("float32") for n in (2, 3, 3))
+    mask = np.array([True, True, False])[None, None, None]
+    found = transformer.Attention(2)([q, k, v, mask])
+    for head in (slice(0, 2), slice(2, 4)):
+        scores = q[0, :, head] @ k[0, :2, head].T / math.sqrt(2)
+        shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        np.testing.assert_allclose(found[0, :, head], shares @ v[0, :2, head], atol=1e-6)
+
+
+def test_positions_are_the_formula():
+    found = ops.convert_to_numpy(transformer.positions(3, 6))
+    for position, wave in itertools.product(range(3), range(3)):
+        angle = position / 1e4 ** (wave / 2)  # 1, 100 and 10,000
+        assert found[position, wave] == pytest.approx(math.sin(angle), abs=1e-6)
+        assert found[position, 3 + wave] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_padding_and_the_beginning_are_no_word():
+    layer = transformer.Placed()
+    found = ops.convert_to_numpy(layer([np.ones((1, 3, 4), "float32"), words([PAD, 5, PAD])]))
+    waves = ops.convert_to_numpy(transformer.positions(3, 4))
+    np.testing.assert_allclose(found[0] - waves, [[0] * 4, [2] * 4, [0] * 4], atol=1e-6)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing_is_the_formula(smoothing):
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("float32")
+    right, weights = words([1, 2, PAD], [4, 1, 3]), np.array([[1, 1, 0], [1, 1, 1]], "float32")
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    q = np.full((2, 3, 5), smoothing / 4)
+    np.put_along_axis(q, right[..., None], 1 - smoothing, axis=-1)
+    # Kullback-Leibler divergence from q
+    divergence = (q * (np.log(np.maximum(q, 1e-30)) - log_p)).sum(-1)
+    loss = transformer.SmoothedCrossEntropy(smoothing)
+    assert float(loss(right, logits, weights)) == pytest.approx(
+        (divergence * weights).sum() / 5, rel=1e-5)
+    # ... which is 0 at its best
+    assert float(loss(right, np.log(np.maximum(q, 1e-30)), weights)) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_learning_rate_is_the_formula():
+    rate = transformer.InverseSquareRoot(2.0, 512, 8000)
+    found = [float(rate(step)) for step in (0, 4000, 8000, 32_000)]
+    peak = 2 * 512 ** -0.5 * 8000 ** -0.5
+    assert round(peak, 6) == 9.88e-4
+    assert found == pytest.approx([0, peak / 2, peak, peak / 2], rel=1e-6)
+
+
+def test_the_cubic_ramp_is_the_formula():
+    ramp = sos.CubicRamp(100, 300)
+    assert [ramp.value(step) for step in (0, 100, 200, 300, 900)] == [0, 0, 1 - 0.5 ** 3, 1, 1]
+
+
+# ---- published settings
+
+
+def best_rows():
+    """{(technique, sparsity): (settings in PRUNING or PENALTIES)} computed from the csv files."""
+    found = {}
+    for technique in ("magnitude", "random", "variational_dropout", "l0"):
+        name, sparsity, quality = state_of_sparsity.FILES["Transformer"][technique]
+        thresholds = state_of_sparsity.THRESHOLDS if "{}" in sparsity else [""]
+        for target in state_of_sparsity.TARGETS:
+            fitting = [(float(row[quality.format(t)]), row, t)
+                       for row in state_of_sparsity.rows(name) for t in thresholds
+                       if float(row[sparsity.format(t)]) >= target - state_of_sparsity.SHORT]
+            _, row, threshold = max(fitting, key=lambda f: f[0])
+            if technique in ("magnitude", "random"):
+                numbers = tuple(int(row[k]) for k in ("begin_pruning_step", "end_pruning_step",
+                                                      "pruning_frequency"))
+            else:
+                prefix = "dkl_weight" if technique == "variational_dropout" else "l0_norm_weight"
+                numbers = (round(float(row[prefix]) * 4.5e6, 3), row[f"{prefix}_fn"],
+                           int(row["dkl_weight_start"]), int(row["dkl_weight_diff"]))
+            end = (float(threshold),) if threshold else ()
+            found[technique, target] = (*numbers, row["regularization"], *end)
+    return found
+
+
+def test_the_settings_are_those_of_the_best_published_runs():
+    ours = {(technique, sparsity): row
+            for table in (sos_transformer_wmt14.PRUNING, sos_transformer_wmt14.PENALTIES)
+            for technique, rows in table.items() for sparsity, row in rows.items()}
+    assert ours == best_rows()
+
+
+def parse(*given):
+    return configuration.parse(sos_transformer_wmt14.Configuration, list(given))
+
+
+def test_published_settings_are_the_defaults_and_what_is_given_wins():
+    c = parse("technique=magnitude", "sparsity=0.95")
+    assert (c.pruning_begin, c.pruning_end, c.frequency, c.regularization) == (
+        0.2, 0.6, 1000, "label_smoothing")
+    assert configuration.words(c) == ["sparsity=0.95"]
+    ticket = parse("technique=lottery", "sparsity=0.95")
+    assert dataclasses.replace(ticket, technique="magnitude") == c
+    c = parse("technique=variational_dropout", "sparsity=0.8", "threshold=3", "frequency=7")
+    assert (c.scale, c.ramp, c.warm_up_begin, c.warm_up) == (0.1, "cubic", 0.0, 0.6)
+    assert (c.threshold, c.frequency, c.reach) == (3.0, 7, "penalty")
+    again = configuration.words(c)
+    assert {"threshold=3.0", "frequency=7"} <= set(again) and parse(*again) == c
+    assert parse("technique=dense").regularization == "dropout+label_smoothing"
+    for technique in sos.TECHNIQUES:
+        c = parse(f"technique={technique}")
+        assert None not in configuration.values(c).values(), technique
+        assert parse(*configuration.words(c)) == c
+
+
+def test_the_grid_has_the_published_runs():
+    counts = collections.Counter()
+    for block in sos_transformer_wmt14.GRID[4:]:
+        technique, = block["technique"]
+        counts[technique] += math.prod(len(values) for values in block.values())
+    assert counts == {"magnitude": 504, "random": 630, "variational_dropout": 372, "l0": 930}
+    for name, technique in (("magnitude_pruning", "magnitude"), ("random_pruning", "random"),
+                            ("variational_dropout",) * 2, ("l0_regularization", "l0")):
+        assert len(state_of_sparsity.rows(f"transformer_{name}")) == counts[technique]
+
+
+# ---- beam search
+
+
+def chain(seed, vocabulary):
+    """`next_words` whose word depends on the whole prefix, by a table made on the way."""
+    made = {}
+
+    def log_p(prefix):
+        if prefix not in made:
+            logits = np.random.default_rng([seed, *prefix]).normal(size=vocabulary) * 2
+            logits[PAD] = -50  # no model writes it
+            made[prefix] = logits - np.log(np.exp(logits).sum())
+        return made[prefix]
+
+    return log_p, lambda prefixes: np.stack([log_p(tuple(p.tolist())) for p in prefixes])
+
+
+def by_brute_force(log_p, vocabulary, most, alpha):
+    """(score, words) of the best sentence of at most `most` words, the end among them."""
+    best = (-math.inf, None)
+    for length in range(most):
+        for sentence in itertools.product(range(2, vocabulary), repeat=length):
+            prefix, total = (PAD,), 0.0
+            for word in (*sentence, END):
+                total += log_p(prefix)[word]
+                prefix += (word,)
+            score = total / ((5 + length + 1) / 6) ** alpha
+            best = max(best, (score, sentence))
+    return best
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_wide_beam_finds_the_best_sentence(alpha):
+    for seed in range(5):
+        log_p, next_words = chain(seed, vocabulary=5)
+        # 3 + 9 + 27 unfinished prefixes at most, 1 + 3 + 9 + 27 finished ones
+        found, scores = beam.search(next_words, [4], beam=64, alpha=alpha)
+        score, sentence = by_brute_force(log_p, 5, 4, alpha)
+        assert tuple(found[0]) == sentence
+        assert scores[0] == pytest.approx(score, rel=1e-9)
+
+
+def test_sentences_of_a_batch_are_searched_for_apart():
+    _, one = chain(1, vocabulary=6)
+    _, two = chain(2, vocabulary=6)
+
+    def both(prefixes):
+        half = len(prefixes) // 2
+        return np.concatenate([one(prefixes[:half]), two(prefixes[half:])])
+
+    found, scores = beam.search(both, [6, 4], beam=3)
+    for i, (alone, most) in enumerate(((one, 6), (two, 4))):
+        words_alone, score = beam.search(alone, [most], beam=3)
+        assert np.array_equal(found[i], words_alone[0]) and scores[i] == score[0]
+
+
+def test_a_beam_of_one_is_greedy_until_the_end():
+    log_p, next_words = chain(3, vocabulary=6)
+    prefix = (PAD,)
+    while len(prefix) <= 5 and prefix[-1] != END:
+        prefix += (int(np.argmax(log_p(prefix))),)
+    greedy = [word for word in prefix[1:] if word != END]
+    found, _ = beam.search(next_words, [5], beam=1, alpha=0.0)
+    assert found[0].tolist()[:len(greedy)] == greedy or END in prefix
+
+
+def test_what_never_ends_is_cut_off():
+    def never(prefixes):
+        log_p = np.full((len(prefixes), 4), -20.0)
+        log_p[:, END], log_p[:, 3] = -math.inf, 0.0
+        return np.maximum(log_p, -1e6)
+
+    found, scores = beam.search(never, [3], beam=1, alpha=0.6)
+    assert found[0].tolist() == [3, 3, 3] or scores[0] < -1e4
+
+
+def test_length_penalty():
+    """Wu et al. 2016, eq. (14)."""
+    assert beam.penalty(1, 0.6) == 1.0
+    assert beam.penalty(7, 1.0) == 2.0 and beam.penalty(19, 0.5) == 2.0
+
+
+def test_translations_do_not_depend_on_how_they_are_batched(model):
+    sources = [np.array(s) for s in ([3, 4, END], [5, 6, 7, 8, 9, 10, END], [11, END])]
+    read, write = transformer.reader(model), transformer.writer(model)
+    together, alone = (beam.translate(read, write, sources, beam=2, longer=3, tokens=tokens)
+                       for tokens in (1000, 1))
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one, other)
+
+
+# ---- BLEU
+
+
+def test_bleu():
+    pytest.importorskip("sacrebleu")
+    reference = ["The cat sat on the mat .", "It is a well-known fact ."]
+    assert bleu.bleu(reference, reference)[0] == pytest.approx(100)
+    score, signature = bleu.bleu(["a b c d e x"], ["a b c d e f"])
+    # 5 of 6, 4 of 5, 3 of 4, 2 of 3
+    assert score == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
+    assert "tok:13a" in signature
+
+
+def test_compounds_are_split_before_the_paper_s_bleu():
+    pytest.importorskip("sacremoses")
+    assert bleu.split_compounds("a well-known - fact-of-life") == (
+        "a well ##AT##-##AT## known - fact ##AT##-##AT## of-life".replace(
+            "of-life", "of ##AT##-##AT## life"))
+    # One word of the compound is wrong: tokens x ##AT##-##AT## b, of which 2 of 3 are right
+    score = bleu.tokenized_bleu(["eins zwei drei x-b"], ["eins zwei drei a-b"])
+    # of 6 tokens 5; pairs 5: 3; triples 4: 1; fours 3: 0 -> none without smoothing
+    assert score == 0
+    score = bleu.tokenized_bleu(["eins zwei drei vier x-b"], ["eins zwei drei vier a-b"])
+    # of 7 tokens 6, of 6 pairs 4, of 5 triples 2, of 4 fours 1
+    assert score == pytest.approx(100 * (6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25)
+
+
+# ---- text
+
+NUMBERS = {"en": "one two three four five six seven eight nine ten".split(),
+           "de": "eins zwei drei vier fünf sechs sieben acht neun zehn".split()}
+
+
+def pairs(count, seed):
+    generator = np.random.default_rng(seed)
+    rows = [generator.integers(0, 10, generator.integers(1, 5)) for _ in range(count)]
+    return [[" ".join(NUMBERS[language][i] for i in row) for row in rows]
+            for language in ("en", "de")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Made-up aligned text: numbers, in the files' names that both recipes look for."""
+    folder = tmp_path_factory.mktemp("text")
+    for seed, (names, count) in enumerate(((("train",), 60), (("validation", "val"), 8),
+                                           (("test", "test_2016_flickr"), 6))):
+        for name, (language, lines) in itertools.product(names, zip(("en", "de"),
+                                                                    pairs(count, seed))):
+            (folder / f"{name}.{language}").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def a_row_of(lengths):
+    return translation.Words([[7] * (n - 1) + [END] for n in lengths])
+
+
+def test_words_are_kept_apart():
+    kept = translation.Words([[3, 1], [], [4, 5, 1]])
+    assert len(kept) == 3 and kept.lengths.tolist() == [2, 0, 3]
+    assert [kept[i].tolist() for i in range(3)] == [[3, 1], [], [4, 5, 1]]
+
+
+def test_batches_have_fixed_shapes_and_every_pair_once():
+    sources, targets = a_row_of([2, 3, 4, 5, 6, 7, 30]), a_row_of([3, 3, 2, 8, 2, 2, 2])
+    batches = translation.TokenBatches(sources, targets, (4, 8), tokens=16, seed=3)
+    # lengths 3, 3, 4 -> 4 words, 4 pairs; 8, 6, 7 -> 8 words, 2 pairs; 30 is left out
+    assert (batches.examples, batches.left_out, len(batches)) == (6, 1, 3)
+    shapes, seen = [], []
+    for i in range(3):
+        (source, before), target, weights = batches[i]
+        assert source.shape == target.shape == weights.shape == before.shape
+        assert np.array_equal(before[:, 1:], target[:, :-1]) and not before[:, 0].any()
+        assert np.array_equal(weights, target != PAD)
+        shapes.append(source.shape)
+        seen += [(a, b) for a, b in zip((source != PAD).sum(1).tolist(),
+                                        (target != PAD).sum(1).tolist()) if a]
+    assert sorted(shapes) == [(2, 8), (2, 8), (4, 4)]
+    assert sorted(seen) == [(2, 3), (3, 3), (4, 2), (5, 8), (6, 2), (7, 2)]
+    assert shapes[0] != shapes[1]  # Keras looks at these two
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    words_ = a_row_of(list(range(2, 9)) * 5)
+
+    def epoch(number, seed=0, steps=None):
+        batches = translation.TokenBatches(words_, words_, (4, 8), 16, seed, steps)
+        batches.begin(number)
+        return [batches[i][1].tolist() for i in range(len(batches))]
+
+    assert epoch(2) == epoch(2) and epoch(2) != epoch(3) and epoch(2) != epoch(2, seed=1)
+    of_a_pass = len(epoch(0))
+    # epochs of 5 batches go through passes of of_a_pass
+    endless = [batch for number in range(2 * of_a_pass) for batch in epoch(number, steps=5)]
+    passes = [batch for number in range(10) for batch in epoch(number)]
+    assert endless == passes
+
+
+def test_files_are_read_with_and_without_compression(tmp_path):
+    import gzip
+    (tmp_path / "a.en").write_text("Füße\u2028one\nb\n", "utf-8")
+    with gzip.open(tmp_path / "a.de.gz", "wt", encoding="utf-8") as file:
+        file.write("ß\nc\n")
+    assert translation.read_files(tmp_path, {"x": "a"}) == {
+        "x": (["Füße\u2028one", "b"], ["ß", "c"])}
+    (tmp_path / "b.en").write_text("one\n")
+    (tmp_path / "b.de").write_text("eins\nzwei\n")
+    with pytest.raises(ValueError, match="b.en has 1 lines and b.de 2"):
+        translation.read_files(tmp_path, {"x": "b"})
+
+
+def test_missing_data_says_how_to_get_it(tmp_path):
+    with pytest.raises(ValueError) as error:
+        translation.read_wmt14(str(tmp_path))
+    assert ("python -c \"import tensorflow_datasets as tfds; tfds.load('wmt14_translate/de-en', "
+            f"data_dir='{tmp_path}')\"") in str(error.value)
+    with pytest.raises(ValueError, match="test_2016_flickr.en .*\n.*git clone https://github.com/"
+                                         "multi30k/dataset multi30k\n"
+                                         ".*data_dir=multi30k/data/task1/raw"):
+        sos_transformer_multi30k.read(tmp_path)
+    with pytest.raises(ValueError, match="There is no .*train.en or train.en.gz"):
+        translation.read_files(tmp_path, {"train": "train"})
+
+
+@pytest.mark.parametrize("package, call", [
+    ("sentencepiece", lambda: translation.vocabulary((["a"], ["b"]), 8, ".")),
+    ("sacrebleu", lambda: bleu.bleu(["a"], ["a"])),
+    ("sacremoses", lambda: bleu.tokenized_bleu(["a"], ["a"]))])
+def test_a_missing_package_is_one_error_with_the_pip_line(package, call, monkeypatch):
+    if package == "sacremoses":
+        pytest.importorskip("sacrebleu")
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(ValueError, match=f"needs {package} .*pip install sentencepiece sacrebleu"):
+        call()
+
+
+# ---- runs
+
+# 60 pairs of at most 16 subwords in batches of 32: 2 steps go over all of them
+TINY = ("data=files", "vocabulary=64", "width=8", "hidden=16", "heads=2", "layers=1", "batch=512",
+        "epochs=2", "steps=3", "rate_warm_up=4", "beam=2", "tensorboard=no")
+
+
+@pytest.fixture
+def run(tmp_path, folder):
+    pytest.importorskip("sentencepiece")
+
+    def run(*more, callbacks=(), into=tmp_path):
+        options, configured = runner.parse(NAME, [*TINY, *more, f"data_dir={folder}",
+                                                  f"runs_dir={into}"])
+        return runner.run(NAME, configured, options, callbacks)
+
+    return run
+
+
+class Leave(keras.callbacks.Callback):
+    """Leaves training inside the second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (1, 1):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(run, tmp_path):
+    straight = run("technique=magnitude", "sparsity=0.75", "frequency=1",
+                   into=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run("technique=magnitude", "sparsity=0.75", "frequency=1", callbacks=[Leave()])
+    resumed = run("technique=magnitude", "sparsity=0.75", "frequency=1")
+    assert (straight["sessions"], resumed["sessions"]) == (1, 2)
+    for one, other in zip(straight["epochs"], resumed["epochs"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert straight["report"] == resumed["report"]
+    final = straight["report"]
+    assert final["sparsity"] == 0.75 and final["steps"] == 6
+    assert 0 <= final["bleu"] <= 100 and 0 <= final["tokenized_bleu"] <= 100
+    assert "tok:13a" in final["bleu_signature"]
+    assert sorted(path.name for path in (tmp_path / "vocabularies").iterdir()) == sorted(
+        path.name for path in (tmp_path / "straight" / "vocabularies").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("technique", ["dense", "variational_dropout", "l0"])
+def test_techniques_from_end_to_end(run, technique):
+    record = run(f"technique={technique}")
+    final = record["report"]
+    assert len(record["epochs"]) == 2 and np.isfinite(record["epochs"][-1]["loss"])
+    assert 0 <= final["bleu"] <= 100
+    # 6 kernels of the encoder's and 10 of the decoder's layer, and the words
+    assert len(final["kernels"]) == 6 + 10 + 1
+    if technique != "dense":  # by the penalty: what it leads to is the sparsity
+        assert final["sparsity"] == final["natural"]
+        assert tables.met((technique, 0.9, (("reach", "penalty"),), ""), [final]) == (
+            final["sparsity"])
+
+
+@pytest.mark.slow
+def test_lives_of_a_mask(run):
+    """Tickets and scratch runs keep the masks of the words, too."""
+    few = ("sparsity=0.75", "frequency=1")
+    magnitude = run("technique=magnitude", *few)
+    for technique, more in (("lottery", ("rewind_step=1",)),
+                            ("scratch_b", ("initialization=augmented",))):
+        record = run(f"technique={technique}", "pruning_begin=0.4", *few, *more)
+        assert record["report"]["sparsity"] == 0.75
+        assert len(record["epochs"]) == (4 if technique == "scratch_b" else 2)
+    assert magnitude["report"]["kernels"][0]["name"] == "embedding/embeddings"
+
+
+def test_augmented_words_have_the_deviation_of_those_that_are_left():
+    """N(0, 1 / (features (1 - s))): 1 / sqrt(16 / 4) = 1/2."""
+    model = transformer.transformer(transformer.Size(500, 16, 8, 2, 1), 0.0)
+    sos.augment_initial_weights(model, 0.75, seed=0)
+    # 8,000 numbers: four standard errors are 4 / sqrt(16,000)
+    assert np.std(model.get_layer("embedding").embeddings) == pytest.approx(0.5, rel=0.032)
+
+
+@pytest.mark.slow
+def test_multi30k_from_end_to_end(folder, tmp_path, capsys):
+    words_ = ["vocabulary=64", "width=8", "hidden=16", "heads=2", "layers=1", "epochs=1",
+              "batch=512", "tensorboard=no", f"data_dir={folder}", f"runs_dir={tmp_path}"]
+    for technique in (["technique=dense"], ["technique=magnitude", "frequency=1"]):
+        options, configured = runner.parse("sos_transformer_multi30k", [*technique, *words_])
+        record = runner.run("sos_transformer_multi30k", configured, options)
+        assert f"bleu {record['report']['bleu']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_of_the_full_network(record_property, capsys):
+    """Two steps of 8 sentences of 32 words: the rate of the first is 0. Time and memory are
+    printed."""
+    c = parse("technique=magnitude", "sparsity=0.9")
+    model = ts.sparsify(sos_translation.network(c), ts.MagnitudePruning(
+        ts.ConstantSparsity(0.9, 0), revive=True))
+    ts.update(model)
+    sos_translation.compile(model, c)
+    generator = np.random.default_rng(0)
+    source, target = generator.integers(2, c.vocabulary, (2, 8, 32))
+    before = np.pad(target[:, :-1], ((0, 0), (1, 0)))
+    before_step = np.array(model.get_layer("decoder5_back").theta("kernel"))
+    seconds = []
+    for _ in range(2):
+        started = time.monotonic()
+        loss = model.train_on_batch((source, before), target, np.ones((8, 32), "float32"))[0]
+        seconds.append(round(time.monotonic() - started, 1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 5 < loss < 20  # log 33,288 = 10.4, less the entropy of the smoothed labels
+    moved = np.array(model.get_layer("decoder5_back").theta("kernel")) - before_step
+    assert np.abs(moved).max() > 0
+    said = {"seconds of the first step, with compilation": seconds[0],
+            "seconds of the second": seconds[1], "peak memory, GiB": round(peak / 2 ** 30, 2)}
+    record_property("full network", json.dumps(said))
+    with capsys.disabled():
+        print(f"\n{said}")
