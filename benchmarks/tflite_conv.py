@@ -10,7 +10,7 @@ import statistics
 import tflite_export
 from benchmarks import measure, networks, without_avx
 from benchmarks.tflite_size import OURS, converted
-from tflite_export import benchmark, child, flatbuffer, ports
+from tflite_export import benchmark, child, flatbuffer, ports, runner, store, trial
 
 SEED = 0
 PICTURE = 224
@@ -34,16 +34,22 @@ def case(name, sparsity, picture, rounds):
                         rounds, limit=benchmark.LIMIT)
     if answer.failure is not None:
         raise RuntimeError(f"{name} at {sparsity:g}: {answer.failure}")
-    times = dict(zip(files, zip(*answer.value)))
-    rows = {label: {"seconds": statistics.median(times[label]),
-                    "times dense": measure.ratio(times[DENSE], times[label])} for label in files}
+    seconds, differences = answer.value
+    times = dict(zip(files, zip(*seconds)))
+    rows = {label: {"seconds": statistics.median(times[label]), "difference": difference,
+                    "times dense": measure.ratio(times[DENSE], times[label])}
+            for label, difference in zip(files, differences)}
     return {"network": name, "sparsity": sparsity, "rounds": rounds, "rows": rows}
 
 
 def timed(note, floor, files, batches, rounds):
-    """What the child does."""
+    """What the child does: (seconds of each file in each round, how far the outputs of each are
+    from its dense twin's, relative to the greatest)."""
     without_avx.hide(floor)
-    return benchmark.measure(note, files, batches, rounds, threads=1)
+    differences = [trial.relative(*(trial.run_file(one, runner.KERNELS[0], [batch])
+                                    for one in (store.dense_twin(file), file)))
+                   for file, batch in zip(files, batches)]
+    return benchmark.measure(note, files, batches, rounds, threads=1), differences
 
 
 def run(small=False):

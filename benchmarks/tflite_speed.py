@@ -2,7 +2,7 @@
 
 Dense layers: the runtime's sparse kernels against the best dense file, which is int8. Convolutions:
 XNNPACK takes no sparse path on x86 with AVX, so that these files would show nothing here; their
-numbers come from emulated ARM (`make test-arm`).
+numbers are those of `tflite_conv` and, on emulated ARM, `tflite_arm`.
 """
 
 import statistics

@@ -112,7 +112,7 @@ def exports(model, train, test, arm):
         exported = tflite_export.convert(model, **options)
         logits = tflite_export.interpret(exported.tflite, images)
         entry = {"export": name, "bytes": len(exported.tflite),
-                 "accuracy": accuracy(logits, classes), "runs": exported.report.to_dict()}
+                 "accuracy": accuracy(logits, classes), "report": exported.report.to_dict()}
         if arm is not None:
             logits_on_arm = on_arm(arm, exported.tflite, images[:ARM_IMAGES])
             here = logits[:len(logits_on_arm)]

@@ -101,6 +101,11 @@ def test_representative_data_from_a_file(folder, tmp_path):
         (["dense.tflite", "-o", "new.tflite", "--quantize", "int8"], "needs representative_data"),
         (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
           "junk.tflite"], "junk.tflite cannot be read as an array"),
+        (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
+          "empty.npy"], "empty.npy cannot be read as an array"),
+        (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
+          "bad.npz"], "bad.npz cannot be read as an array"),
+        (["dense.tflite", "-o", "."], "is a folder"),
         (["inspect", "absent.tflite"], "absent.tflite is not there"),
         (["inspect", "junk.tflite"], "Not a .tflite file"),
         (["verify", "cut.tflite"], "damaged or cut off"),
@@ -111,6 +116,8 @@ def test_failures_are_one_sentence_and_write_nothing(folder, monkeypatch, capfd,
                                                      sentence):
     (folder / "junk.keras").write_bytes(b"junk")
     (folder / "junk.tflite").write_bytes(b"the fox jumps over the lazy dog")
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "bad.npz").write_bytes(b"PK\x03\x04 and no more")
     (folder / "cut.tflite").write_bytes((folder / "dense.tflite").read_bytes()[:-2000])
     monkeypatch.chdir(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -168,6 +175,32 @@ def test_verify_says_wrong(tmp_path, capsys):
     (tmp_path / "wrong.tflite").write_bytes(flatbuffer.write(graphs))
     assert run("verify", tmp_path / "wrong.tflite") == 3
     assert "\nwrong: in LiteRT with XNNPACK kernels" in capsys.readouterr().out
+
+
+def test_verify_of_a_file_for_new_releases(tmp_path, capsys):
+    """Sparse float16 weights are NaN on LiteRT 1.2 to 2.1."""
+    model = prune(keras.Sequential([keras.Input((256,)), layers.Dense(64)]), 0.9)
+    path = tflite_export.convert(model, quantize="float16", runtime="litert>=2.2").save(
+        tmp_path / "half.tflite")
+    assert run("verify", path) == 3
+    assert "wrong: on litert 1.2, litert 1.4-2.1" in capsys.readouterr().out
+    assert run("verify", path, "--runtime", "litert>=2.2") == 0
+    assert run("inspect", path, "--runtime", "litert>=2.2") == 0
+    assert "1.4-2.1" not in capsys.readouterr().out
+
+
+def test_warnings_reach_the_terminal(folder, tmp_path, capsys):
+    assert run(folder / "dense.tflite", "-o", tmp_path / "o.tflite", "--sparse", "speed") == 0
+    assert "tflite_export: Nothing in this file runs sparse: " in capsys.readouterr().err
+
+
+def test_the_app_rotates(tmp_path, capsys):
+    from test_tflite_networks import mobile
+
+    prune(mobile(), 0.9).save(tmp_path / "m.keras")
+    arguments = [tmp_path / "m.keras", "-o", tmp_path / "o.tflite", "--json", tmp_path / "o.json"]
+    assert run(*arguments, "--app-rotates") == 0
+    assert json.loads((tmp_path / "o.json").read_text())["turned_inputs"] == ["input_0"]
 
 
 def test_benchmark_takes_turns(folder, capsys):

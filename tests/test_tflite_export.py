@@ -18,6 +18,7 @@ from exports import (
     rows,
     several,
     subclassed,
+    wide,
 )
 from keras import layers
 
@@ -173,7 +174,7 @@ def test_nothing_sparse_stays_dense():
     for sparsity in (0.0, 0.2):
         report = tflite_export.convert(dense_file(dense, sparsity)).report
         assert not report.is_sparse
-        assert "no weight can be stored sparse and smaller" in report.reason
+        assert "no weight can be stored sparse, right and smaller" in report.reason
         assert not any(row.stored_sparse for row in report.layers)
 
 
@@ -198,7 +199,8 @@ def test_a_wrong_sparse_file_is_never_returned(pruned, monkeypatch):
         return encoded
 
     monkeypatch.setattr(store.encoding, "smallest", spoiled)
-    exported = tflite_export.convert(pruned[0])
+    with pytest.warns(tflite_export.ExportWarning, match="the encoding changed the values"):
+        exported = tflite_export.convert(pruned[0])
     assert not exported.report.is_sparse
     assert "encoding changed the values" in exported.report.reason
     assert len(exported.tflite) == exported.report.bytes_dense
@@ -397,18 +399,33 @@ def test_writing_what_was_read_changes_nothing_but_what_is_unused(pruned):
 
 
 @pytest.mark.parametrize("build", [dense, conv, recurrent, attention], ids=lambda b: b.__name__)
-def test_int8_weights_are_rounded_to_the_nearest_and_smaller(build):
+def test_int8_weights_never_make_a_file_larger(build):
     inputs = INPUTS[build]()
     plain = tflite_export.convert(dense_file(build))
     exported = tflite_export.convert(dense_file(build), quantize="int8_weights")
     assert len(exported.tflite) <= len(plain.tflite)
-    # zeros stay zeros, and every output is that of weights rounded by half a step at most
+    # zeros stay zeros, and what is run are the rounded weights
     zeros = {row.name: row.sparsity for row in plain.report.layers}
     assert all(row.sparsity >= zeros[row.name] for row in exported.report.layers)
     outputs = keras.tree.flatten(tflite_export.interpret(exported.tflite, inputs))
     twin = keras.tree.flatten(tflite_export.interpret(store.dense_twin(exported.tflite), inputs))
     for a, b in zip(outputs, twin):
         np.testing.assert_array_equal(a, b)
+
+
+def test_int8_weights_are_rounded_to_the_nearest():
+    """Against NumPy: a step of max |w| / 127 for each channel, and half a step at most."""
+    before = {c.name: c.value for c in flatbuffer.constants(dense_file(wide))}
+    exported = tflite_export.convert(dense_file(wide), quantize="int8_weights")
+    int8 = [c for c in flatbuffer.constants(exported.tflite) if c.value.dtype == np.int8]
+    assert [c.value.shape for c in int8] == [(128, 3, 3, 16), (64, 128)]
+    for constant in int8:
+        value = before[constant.name]
+        step = np.abs(value).reshape(len(value), -1).max(1) / 127
+        np.testing.assert_allclose(constant.scale.ravel(), np.where(step > 0, step, 1), rtol=1e-6)
+        # the half step, and the rounding of float32
+        assert (np.abs(constant.value * constant.scale - value) <= constant.scale * 0.501).all()
+        assert (constant.value[value == 0] == 0).all()
 
 
 def test_int8_weights_by_hand():

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from exports import conv, dense, prune, rows
+from exports import conv, dense, dense_file, prune, rows
 from keras import layers
 
 import tf_sparsity as ts
@@ -85,7 +85,10 @@ def test_the_app_may_turn_the_picture(network):
     model, file = network
     exported = tflite_export.convert(file, rotate_input=False)
     assert ports.turned(flatbuffer.read(exported.tflite)) == {"input_0"}
+    assert exported.report.turned_inputs == ("input_0",)
     assert any("the app has to turn the inputs" in note for note in exported.report.notes)
+    assert tflite_export.compare(model, exported.tflite, rows(16, 16, 3)) < 1e-5
+    assert tflite_export.convert(file).report.turned_inputs == ()
     assert exported.report.difference < 1e-5
     pictures = rows(16, 16, 3)
     np.testing.assert_allclose(tflite_export.interpret(exported.tflite, pictures[:, ::-1, ::-1]),
@@ -101,9 +104,11 @@ def test_what_cannot_be_rewritten_is_smaller_only_and_says_why():
     assert all(c.verdict == "dense" and c.why for c in exported.report.covered)
     assert "No kernel runs this file sparse" in str(exported.report)
     file = tflite_export.convert(model, sparse=False).tflite
-    with pytest.warns(UserWarning, match="Nothing in this file runs sparse: "):
+    with pytest.warns(tflite_export.ExportWarning, match="Nothing in this file runs sparse: "):
         fast = tflite_export.convert(file, sparse="speed")
     assert fast.tflite == file
+    with pytest.warns(tflite_export.ExportWarning, match="not in blocks of 1x4"):  # no picture
+        tflite_export.convert(dense_file(dense), sparse="speed")
 
 
 def test_too_few_zeros_run_dense():

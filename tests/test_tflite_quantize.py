@@ -191,6 +191,7 @@ def test_representative_data_is_checked():
         (rows(4, 4, 15), r"input_0' must have the shape \(rows, 4, 4, 16\).* got \(7, 4, 4, 15\)"),
         (rows(4, 4, 16)[:0], "with 1 row or more"),
         (np.float32(3), r"got \(\)"),
+        ((row for row in rows(4, 4, 16)), "must be an array of rows; got generator"),
         (np.full((2, 4, 4, 16), np.nan), "finite numbers only"),
         (np.full((2, 4, 4, 16), "a"), "finite numbers only"),
         ({"x": rows(4, 4, 16)}, r"each of the inputs \['input_0'\]; got \['x'\]"),

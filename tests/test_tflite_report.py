@@ -135,8 +135,8 @@ def test_the_page_escapes_names(exported, tmp_path):
 
 
 def layer(operator, runs, work, left, dtype="float32"):
-    return LayerReport("w", operator, (8, 8), dtype, 0.9, "CSR" if runs else "dense", 10, 100, 10,
-                       runs, "", None, work, left)
+    return LayerReport("w", operator, (8, 8), dtype, dtype, 0.9, "CSR" if runs else "dense", 10,
+                       100, 10, runs, "", None, work, left)
 
 
 def said(rows, size=100, float_bytes=1000):
@@ -148,11 +148,21 @@ def test_advice_by_what_is_left():
     text = said([convolution])
     assert "On x86 with AVX the file is as fast as a dense one" in text
     assert "dense int8 is likely to be faster" in text and "30% of them are left" in text
-    assert "would be faster and smaller" in text
+    # 30 % are left: more than the quarter of half the channels, in any dtype
+    assert "would be faster in every runtime, with a quarter of the multiply-adds, and sm" in text
     few = said([layer("CONV_2D", True, 1000, 50)], size=50)
     assert "dense int8" not in few and "Half of the channels" not in few  # a twentieth is left
-    assert "would be faster:" in said([layer("CONV_2D", True, 1000, 100)], size=50)
+    # 10 %: fewer than a quarter, more than the sixteenth that a quarter in int8 costs
+    assert "would be faster on cores with dot-product instructions" in said(
+        [layer("CONV_2D", True, 1000, 100)], size=50)
     assert said([layer("CONV_2D", False, 1000, 1000)]) == ""  # nothing sparse, nothing to say
+
+
+def test_advice_for_a_kernel_that_computes_in_int8():
+    """At 10 % left it does fewer multiplications than half of the channels, in the same dtype."""
+    assert said([layer("FULLY_CONNECTED", True, 1000, 100, "int8")], size=50) == ""
+    text = said([layer("FULLY_CONNECTED", True, 1000, 300, "int8")], size=50)
+    assert text.startswith("Half of the channels") and "dense int8 is likely" not in text
 
 
 def test_no_speed_is_promised_where_nothing_runs_sparse():

@@ -100,10 +100,28 @@ def test_what_slips_through_is_seen_in_the_file(quantized, monkeypatch):
 def test_convert_refuses_what_fails_its_trial(monkeypatch):
     """Not even the same bits pass: the dense file comes back, and the report says why."""
     monkeypatch.setattr(check, "ROUNDING", -1.0)
-    exported = tflite_export.convert(dense_file(dense))
+    with pytest.warns(tflite_export.ExportWarning, match="The file is dense: in LiteRT with XNN"):
+        exported = tflite_export.convert(dense_file(dense))
     assert exported.tflite == dense_file(dense) and not exported.report.is_sparse
     assert "dense, because in LiteRT with XNNPACK kernels its outputs" in exported.report.reason
     assert [o.kernels for o in exported.report.trial if not o.passed] == KINDS
+
+
+def test_each_output_is_compared_with_itself():
+    """Boxes of hundreds beside scores below 1: a score that is lost must show."""
+    twin = [{"boxes": np.array([640.0, 8.0]), "scores": np.array([0.5, 0.9])},
+            {"boxes": np.array([0.0, 1.0]), "scores": np.array([0.25, 0.0])}]
+    lost = [{"boxes": batch["boxes"], "scores": np.zeros(2)} for batch in twin]
+    assert trial.relative(twin, lost) == 1.0 and trial.greatest(twin, lost) == 0.9
+    assert trial.relative(twin, twin) == 0.0
+    # beside 640 an output of 1e-9 is rounding: it counts as one of 0.64
+    tiny = [{"boxes": np.array([640.0]), "scores": np.array([value])} for value in (1e-9, 2e-9)]
+    assert trial.relative(tiny[:1], tiny[1:]) == pytest.approx(1e-9 / 0.64)
+    nan = [{"a": np.array([np.nan]), "b": np.ones(1)}]
+    assert trial.relative(nan, nan) == 0.0
+    assert np.isnan(trial.relative([{"a": np.ones(1), "b": np.ones(1)}], nan))
+    with np.errstate(all="raise"):
+        assert trial.relative([], []) == 0.0
 
 
 def test_where_the_twin_fails_nothing_is_expected():

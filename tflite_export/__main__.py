@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 import sys
+import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +24,14 @@ import numpy as np
 
 from tflite_export import check, encode, files, flatbuffer, kernels, ports, quantize, sizes, store
 from tflite_export.benchmark import benchmark
-from tflite_export.convert import convert
+from tflite_export.convert import ExportWarning, convert
 from tflite_export.layers import layers
 from tflite_export.quiet import quiet
 from tflite_export.report import layer_table, said, table
 from tflite_export.trial import trial
 
 OFF = "off"  # --sparse off is sparse=False
-EVERY = "litert"  # the runtime that covers every release
+CHECKED = [runtime for runtime in kernels.RUNTIMES if runtime != "tflm"]  # it reads none sparse
 WRONG = 3
 
 
@@ -58,6 +60,13 @@ def _file_parser(command):
     return parser
 
 
+def _checked_parser(command):
+    parser = _file_parser(command)
+    parser.add_argument("--runtime", choices=CHECKED, default="litert",
+                        help="the releases that are looked at")
+    return parser
+
+
 def _convert_parser():
     parser = _parser("")
     parser.add_argument("model", metavar="MODEL")
@@ -69,6 +78,8 @@ def _convert_parser():
     parser.add_argument("--sparse", choices=["auto", "size", "speed", OFF], default="auto")
     parser.add_argument("--runtime", choices=list(kernels.RUNTIMES), default="litert")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--app-rotates", action="store_true",
+                        help="rotate_input=False: the app turns the pictures that the report names")
     parser.add_argument("--html", metavar="REPORT.html", help="write the report as a page too")
     parser.add_argument("--json", metavar="REPORT.json", help="write the report as JSON too")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -81,16 +92,20 @@ def _convert(arguments):
     _refuse_missing(arguments.model)
     for path in outputs:
         files.refuse_overwrite(path, arguments.overwrite)
-        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise FileNotFoundError(f"The folder of {path} is not there.")
+        files.refuse_no_place(path)
     data = _data(arguments.representative_data)
-    with quiet():
+    with quiet(), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ExportWarning)
         if arguments.model.endswith(".keras"):
             import tf_sparsity  # noqa: F401  registers the classes of sparse models
         exported = convert(
             arguments.model, quantize=arguments.quantize, representative_data=data,
             sparse=False if arguments.sparse == OFF else arguments.sparse,
-            runtime=arguments.runtime, batch_size=arguments.batch_size)
+            runtime=arguments.runtime, batch_size=arguments.batch_size,
+            rotate_input=not arguments.app_rotates)
+    for warning in warned:
+        if issubclass(warning.category, ExportWarning):
+            print(f"tflite_export: {warning.message}", file=sys.stderr)
     exported.save(arguments.output, overwrite=arguments.overwrite)
     if arguments.html:
         exported.report.save_html(arguments.html, overwrite=arguments.overwrite)
@@ -105,20 +120,22 @@ def _data(path):
     if path is None:
         return None
     try:
-        loaded = np.load(path)
-    except (OSError, ValueError) as error:
+        with open(path, "rb") as file:
+            loaded = np.load(file)
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as an array: {error}") from error
-    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
 def _inspect(arguments):
     tflite = _read(arguments.file)
     size = sizes.size(arguments.file, tflite)
     encoded = encode.look(tflite)
-    rows = layers(tflite, runs_sparse=encoded.runs_sparse(EVERY))
+    runtime = arguments.runtime
+    rows = layers(tflite, runs_sparse=encoded.runs_sparse(runtime))
     print("\n".join([*table(("file", "bytes", "zipped"),
                             [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
-                     *layer_table(rows), "", *map(str, encode.covered(encoded, rows, EVERY))]))
+                     *layer_table(rows), "", *map(str, encode.covered(encoded, rows, runtime))]))
     return 0
 
 
@@ -129,8 +146,11 @@ def _verify(arguments):
     tried = trial(tflite, twin, batches, rounding=check.rounding(tflite))
     print("\n".join(f"beside its dense twin, {said(outcome)}" for outcome in tried.outcomes))
     encoded = encode.look(tflite)
-    releases = encode.covered(encoded, layers(tflite), EVERY)
+    releases = encode.covered(encoded, layers(tflite), arguments.runtime)
     print("\n".join(map(str, releases)))
+    if tried.failure is None and tried.outputs is None:
+        raise ValueError("The file was not compared with its dense twin, for XNNPACK runs neither "
+                         f"here: {tried.outcomes[0].failure}")
     if tried.failure is not None:
         print(f"wrong: {tried.failure}")
         return WRONG
@@ -171,8 +191,8 @@ def _refuse_missing(path):
 
 COMMANDS = {
     "convert": (_convert_parser, _convert),
-    "inspect": (partial(_file_parser, "inspect"), _inspect),
-    "verify": (partial(_file_parser, "verify"), _verify),
+    "inspect": (partial(_checked_parser, "inspect"), _inspect),
+    "verify": (partial(_checked_parser, "verify"), _verify),
     "benchmark": (_benchmark_parser, _benchmark),
 }
 

@@ -9,6 +9,7 @@ from tflite_export.layers import total
 # Cores with dot-product instructions do 16 int8 multiply-adds in an instruction that does 4 in
 # float32 (SDOT and FMLA on 128-bit registers).
 INT8_PER_FLOAT = 4
+DOT_PRODUCTS = "cores with dot-product instructions (Armv8.2 and newer, x86 with VNNI)"
 
 
 def advice(layers, size, float_bytes):
@@ -31,17 +32,21 @@ def advice(layers, size, float_bytes):
         here = " This machine has AVX." if machine.runs_sparse_convolutions() is False else ""
         yield ("XNNPACK runs convolutions sparse on Arm, WebAssembly and x86 without AVX. On x86 "
                f"with AVX the file is as fast as a dense one.{here}")
-    floats = [row for row in convolutions + natively if row.dtype == "float32" or "CONV"
-              in row.operator]
-    if floats and dense and expected * INT8_PER_FLOAT > dense:
-        yield ("On cores with dot-product instructions (Armv8.2 and newer, x86 with VNNI) dense "
-               f"int8 is likely to be faster: it does {INT8_PER_FLOAT} multiply-adds in the time "
-               f"of one float32, and {expected / dense:.0%} of them are left here.")
+    cost = sum(row.expected_multiply_adds / (INT8_PER_FLOAT if row.computes_in == "int8" else 1)
+               for row in layers)  # in float32 multiply-adds, on a core with dot products
+    floats = [row for row in layers if row.runs_sparse and row.computes_in != "int8"]
+    if floats and dense / INT8_PER_FLOAT < cost:
+        yield (f"On {DOT_PRODUCTS} dense int8 is likely to be faster: it does {INT8_PER_FLOAT} "
+               f"multiply-adds in the time of one float32, and {expected / dense:.0%} of them are "
+               "left here.")
     if stored:
-        slower = dense and expected * INT8_PER_FLOAT * 4 > dense
-        larger = size * 16 > float_bytes
-        if slower or larger:
-            what = " and ".join(["faster"] * bool(slower) + ["smaller"] * bool(larger))
-            yield (f"Half of the channels of every layer, in int8, would be {what}: a quarter of "
-                   "the multiply-adds, a sixteenth of the float32 bytes, in every runtime. Whether "
-                   "they keep the accuracy, only training tells.")
+        found = []
+        if dense / 4 < expected:
+            found.append("faster in every runtime, with a quarter of the multiply-adds")
+        elif dense / 4 / INT8_PER_FLOAT < cost:
+            found.append(f"faster on {DOT_PRODUCTS}, with a quarter of the multiply-adds")
+        if size * 16 > float_bytes:
+            found.append("smaller, a sixteenth of the float32 bytes")
+        if found:
+            yield (f"Half of the channels of every layer, in int8, would be {', and '.join(found)}."
+                   " Whether they keep the accuracy, only training tells.")

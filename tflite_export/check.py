@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tflite_export import flatbuffer, runner, trial, weights
+from tflite_export import flatbuffer, ports, runner, trial, weights
 from tflite_export.from_keras import KerasSource
 
 # A file against its dense twin, relative to the greatest output. Weights that are unpacked when the
@@ -43,7 +43,8 @@ def compare(model, tflite, inputs):
     Args:
         model: the Keras model that was converted.
         tflite: the file's bytes.
-        inputs: a batch, nested as the model takes it.
+        inputs: a batch, nested as the model takes it; where the file was made with
+            rotate_input=False, the pictures are turned for it.
 
     Returns:
         float, over all rows and outputs; nan where only one of the two is NaN.
@@ -60,7 +61,9 @@ def compare(model, tflite, inputs):
     """
     source = KerasSource(model)
     named = source.by_name(inputs)
-    return trial.greatest(source.outputs([named]), [run(tflite, named)])
+    turned = ports.turned(flatbuffer.read(tflite))
+    (fed,) = ports.turn([{name: np.asarray(value) for name, value in named.items()}], turned)
+    return trial.greatest(source.outputs([named]), [run(tflite, fed)])
 
 
 def run(tflite, inputs):

@@ -4,6 +4,7 @@ In this order: convert dense, quantize, legalize, encode, check. What was writte
 every sparse weight is read back and compared bit by bit with the dense file's, and both are run.
 """
 
+import numbers
 import os
 import warnings
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check, encode, flatbuffer, kernels, ports, sizes, store, trial
+from tflite_export import check, encode, flatbuffer, kernels, ports, sizes, store, trial, weights
 from tflite_export import quantize as quantization
 from tflite_export.advice import advice
 from tflite_export.exported import Exported
@@ -55,7 +56,8 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         batch_size: the batch size that the file is made for, at least 1.
         rotate_input: some convolutional networks run sparse only if they see their picture turned
             by 180 degrees. True: the file turns it, which takes two copies of the picture. False:
-            the app has to feed `picture[:, ::-1, ::-1]`; the report and the file's metadata say so.
+            the app has to feed `picture[:, ::-1, ::-1]` for each input of
+            `report.turned_inputs`, which the file's metadata names too; if it is empty, none.
 
     Returns:
         `Exported`: `.tflite` (bytes), `.report`, `.save(path)`.
@@ -64,6 +66,10 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         TypeError: `model` is none of those.
         ValueError: a model that cannot be converted, or an argument that does not fit.
         FileNotFoundError: there is no file at the path.
+
+    Warns:
+        ExportWarning: the file is dense because the sparse one failed its check, nothing in it runs
+            sparse although sparse="speed", or LiteRT cannot run it here (a custom operator).
 
     Example:
         >>> import keras, numpy as np, tflite_export
@@ -79,8 +85,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     if representative_data is not None:
         batches = ports.batches(source.inputs, source.by_name(representative_data),
                                 "representative_data")
-    mode = quantize if quantize in quantization.BY_A_QUANTIZER else None
-    float_file, quantized_file = source.files(mode, batches, only_int8=runtime == "tflm")
+    float_file, quantized_file = source.files(quantize, batches, only_int8=runtime == "tflm")
     dense_file = float_file if quantized_file is None else quantized_file
     _refuse_weights(float_file, dense_file, source.name, sparse)
 
@@ -93,26 +98,52 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         wrong, outcomes, outputs = _try(encoded, dense_file, samples)
     if wrong or not smaller:
         encoded, outputs = encode.Encoded(dense_file, dense_file, 0, refused=encoded.refused), None
-    if outputs is None:
-        outputs = FileSource(encoded.tflite).outputs(samples)
     rows = layers(encoded.tflite, policy, encoded.runs_sparse(runtime))
-    if sparse == "speed" and not any(row.runs_sparse for row in rows):
-        why = encoded.refused or next((row.why for row in rows), "")
-        warnings.warn(f"Nothing in this file runs sparse: {why}", stacklevel=2)
-    others = [] if quantized_file is None else [sizes.size(f"{quantize}, dense", dense_file)]
     turned = ports.turned(flatbuffer.read(encoded.tflite))
+    difference, not_run = _difference(source, encoded.tflite, samples, turned, outputs)
+    if wrong:
+        warnings.warn(f"The file is dense: {wrong}.", ExportWarning, stacklevel=2)
+    if sparse == "speed" and not any(row.runs_sparse for row in rows):
+        warnings.warn(f"Nothing in this file runs sparse: {_why_nothing(encoded, rows)}",
+                      ExportWarning, stacklevel=2)
+    if not_run:
+        warnings.warn(not_run, ExportWarning, stacklevel=2)
+    others = [] if quantized_file is None else [sizes.size(f"{quantize}, dense", dense_file)]
     report = Report(
         is_sparse=encoded.sparse > 0,
         reason=_reason(encoded, float_file, wrong, policy),
         sizes=(sizes.size("this file", encoded.tflite), *others, *sizes.dense_sizes(float_file)),
         layers=rows,
-        difference=trial.greatest(source.outputs(ports.turn(samples, turned)), outputs),
+        difference=difference,
+        turned_inputs=tuple(sorted(turned)),
         trial=outcomes,
         covered=encode.covered(encoded, rows, runtime),
-        notes=encoded.notes,
+        notes=(*encoded.notes, *([not_run] if not_run else [])),
         advice=tuple(advice(rows, len(encoded.tflite), len(float_file))),
     )
     return Exported(encoded.tflite, report)
+
+
+class ExportWarning(UserWarning):
+    """The file is not what was asked for, and the text says why."""
+
+
+def _difference(source, tflite, samples, turned, outputs):
+    """(greatest difference of the file's outputs from the source's, None), or (None, why it was
+    not run); `outputs` are those of the file where they are known."""
+    try:
+        outputs = trial.outputs(tflite, samples) if outputs is None else outputs
+    except ValueError as error:
+        return None, (f"The file was not run, so that nothing compares it with {source.name}: "
+                      f"LiteRT says {error}")
+    return trial.greatest(source.outputs(ports.turn(samples, turned)), outputs), None
+
+
+def _why_nothing(encoded, rows):
+    """Why no kernel reads a weight of the file sparse."""
+    if encoded.refused and any("CONV" in row.operator for row in rows):
+        return encoded.refused
+    return next((row.why for row in rows if row.sparsity), "no weight has zeros")
 
 
 def open_source(model, batch_size=1):
@@ -137,7 +168,8 @@ def _options(quantize, data, sparse, runtime, batch_size):
     if runtime not in kernels.RUNTIMES:
         raise ValueError(f"runtime must be one of {', '.join(map(repr, kernels.RUNTIMES))}; got "
                          f"{runtime!r}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or (
+            batch_size < 1):
         raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
     if runtime == "tflm":
         if sparse in ("size", "speed"):
@@ -152,14 +184,21 @@ def _options(quantize, data, sparse, runtime, batch_size):
 
 
 def _refuse_weights(float_file, dense_file, name, sparse):
-    """Raises ValueError if a weight is NaN or infinite, or if there is none to be stored sparse."""
-    for constant in flatbuffer.constants(float_file):
-        if constant.value.dtype.kind == "f" and not np.isfinite(constant.value).all():
-            raise ValueError(f"The weight {constant.name!r} of {name} holds NaN or infinite "
-                             "numbers: such a model cannot be exported.")
-    if sparse is not False and not any(_is_weight(c) for c in flatbuffer.constants(dense_file)):
-        raise ValueError(f"There is no constant weight of two or more dimensions in {name}, so "
-                         "nothing to store sparse; sparse=False converts it as it is.")
+    """Raises ValueError if a constant is NaN or a weight infinite, or if there is no weight to be
+    stored sparse. (Masks of attention are infinite constants.)"""
+    found = [(weight.name, np.isinf(weight.value)) for weight in weights.find(
+        flatbuffer.read(float_file)) if weight.value.dtype.kind == "f"]
+    found += [(constant.name, np.isnan(constant.value)) for constant in
+              flatbuffer.constants(float_file) if constant.value.dtype.kind == "f"]
+    for weight, bad in found:
+        if bad.any():
+            raise ValueError(f"The weight {weight!r} of {name} holds NaN or infinite numbers: such "
+                             "a model cannot be exported.")
+    if sparse is not False and not weights.find(flatbuffer.read(dense_file)):
+        raise ValueError(
+            f"There is no constant weight of two or more dimensions in {name} that could be stored "
+            "sparse (float32, float16 or int8, of a dense layer, a convolution or an embedding); "
+            "sparse=False converts it as it is.")
 
 
 def _is_weight(constant):
@@ -172,8 +211,11 @@ def _try(encoded, dense_file, samples):
         return wrong, (), None
     if encoded.dense is not dense_file:
         turned = ports.turned(flatbuffer.read(encoded.dense))
-        before = FileSource(dense_file).outputs(ports.turn(samples, turned))
-        apart = trial.relative(before, FileSource(encoded.dense).outputs(samples))
+        try:
+            before = trial.outputs(dense_file, ports.turn(samples, turned))
+            apart = trial.relative(before, trial.outputs(encoded.dense, samples))
+        except ValueError as error:
+            return f"the rewritten graph cannot be compared: {error}", (), None
         if not apart <= check.ROUNDING:
             return f"the rewritten graph computes something else, by {apart:.1e}", (), None
     tried = trial.trial(encoded.tflite, store.dense_twin(encoded.tflite), samples,
@@ -212,7 +254,8 @@ def _identity(array):
 
 def _reason(encoded, float_file, wrong, policy):
     kind = "sparse" if encoded.sparse else "dense"
-    share = f"{len(encoded.tflite) / len(float_file):.3f} of the dense float32 file's bytes"
+    given = sizes.given(float_file)
+    share = f"{len(encoded.tflite) / len(float_file):.3f} of the bytes of {given}"
     if wrong:
         return f"dense, because {wrong}"
     if policy.runtime == "tflm":
@@ -221,6 +264,6 @@ def _reason(encoded, float_file, wrong, policy):
         return f"{kind}, as asked, {share}"
     if not encoded.sparse:
         why = ("no kernel would run a weight sparse and faster" if policy.sparse == "speed" else
-               "no weight can be stored sparse and smaller")
+               "no weight can be stored sparse, right and smaller")
         return f"{kind}, because {why}; {share}"
     return f"{kind}, {share}"

@@ -8,6 +8,7 @@ def write(path, data, *, overwrite=False):
     """Writes bytes to `path`, whole or not at all, and returns the path as text."""
     path = os.fspath(path)
     refuse_overwrite(path, overwrite)
+    refuse_no_place(path)
     partial = f"{path}.{os.getpid()}.partial"
     try:
         with open(partial, "xb") as file:
@@ -22,9 +23,17 @@ def write(path, data, *, overwrite=False):
     return path
 
 
+def refuse_no_place(path):
+    """Raises an OSError if `path` is a folder, or in one that is not there."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it.")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"The folder of {path} is not there.")
+
+
 def refuse_overwrite(path, overwrite=False):
     """Raises FileExistsError if `path` is there and must not be replaced."""
-    if os.path.exists(path) and not overwrite:
+    if os.path.isfile(path) and not overwrite:
         raise FileExistsError(
             f"{path} exists already; to replace it, say overwrite=True, or --overwrite on the "
             "command line."

@@ -43,7 +43,7 @@ def read(tflite):
     """The file's bytes as a schema.ModelT.
 
     Raises:
-      ValueError: for what is no TFLite file, or one whose weights lie outside the flatbuffer.
+      ValueError: for what is no TFLite file, or a damaged one.
     """
     wellformed.check(tflite)
     try:
@@ -51,10 +51,28 @@ def read(tflite):
     except Exception as error:  # the options of an operator: whatever the schema's code raises
         raise ValueError(f"The .tflite file is damaged: {error}.") from None
     _check_numbers(model)
-    if any(getattr(buffer, "offset", 0) > 1 for buffer in model.buffers or []):
-        raise ValueError("The weights of this .tflite file lie behind its flatbuffer, as in files "
-                         "over 2 GB, which are not supported.")
+    _bring_in(model, tflite)
     return model
+
+
+def _bring_in(model, tflite):
+    """Takes into the flatbuffer what lies behind it, where some writers put large constants."""
+    def behind(what, offset, size):
+        if offset + size > len(tflite):
+            raise ValueError(f"The .tflite file is damaged: {what} at {offset:,} of {size:,} bytes "
+                             f"lies outside its {len(tflite):,} bytes.")
+        return np.frombuffer(tflite, np.uint8, size, offset)
+
+    for number, buffer in enumerate(model.buffers):
+        if buffer.offset > 1:  # 0 and 1 are no places
+            buffer.data = behind(f"buffer {number}", buffer.offset, buffer.size)
+        buffer.offset = buffer.size = 0
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            if op.largeCustomOptionsOffset > 1:
+                op.customOptions = behind("an operator's options", op.largeCustomOptionsOffset,
+                                          op.largeCustomOptionsSize)
+            op.largeCustomOptionsOffset = op.largeCustomOptionsSize = 0
 
 
 def _check_numbers(model):
@@ -162,6 +180,18 @@ def _scale(tensor, value):
 def name(tensor):
     """The tensor's name as text."""
     return "" if tensor.name is None else bytes(tensor.name).decode("utf-8", "replace")
+
+
+def main_signature(model):
+    """The signature of the first graph, which LiteRT runs, or None; of several the one whose key
+    comes first."""
+    found = [s for s in model.signatureDefs if s.subgraphIndex == 0]
+    return min(found, key=signature_key, default=None)
+
+
+def signature_key(signature):
+    """The signature's key as text."""
+    return bytes(signature.signatureKey or b"").decode("utf-8", "replace")
 
 
 def operator(model, op):

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from tflite_export import child, flatbuffer, ports, quantize, trial, weights
-
-LIMIT = 600  # seconds for running it
+from tflite_export import flatbuffer, ports, quantize, trial, weights
 
 
 class FileSource:
@@ -44,19 +42,30 @@ class FileSource:
 
     def outputs(self, batches):
         """The dense file's outputs by name, for each batch of arrays by name."""
-        answer = child.call(trial.run_in_child, self._tflite, batches, limit=LIMIT)
-        if answer.failure is not None:
-            raise ValueError(f"{self.name} does not run in LiteRT: {answer.failure}")
-        return answer.value
+        try:
+            return trial.outputs(self._tflite, batches)
+        except ValueError as error:
+            raise ValueError(f"{self.name} does not run in LiteRT: {error}") from None
 
     def files(self, mode, batches, only_int8=False):
-        """(bytes of the file as it came, bytes of the quantized one or None)."""
+        """(bytes of the file as it came, bytes of the quantized one or None).
+
+        Args:
+            mode: one of quantize.MODES.
+            batches: representative batches of arrays by name, or None.
+            only_int8: refuse an operator that is left in floating point.
+        """
         if mode is None:
             return self._tflite, None
         found = weights.find(self._graphs)
         if any(weight.value.dtype != np.float32 for weight in found):
             raise ValueError(f"{self.name} is quantized already: give the float32 file, or leave "
                              "quantize out.")
+        if mode not in quantize.BY_A_QUANTIZER:
+            return self._tflite, None
         if mode == "int8":
             quantize.refuse_loops(flatbuffer.operators(self._tflite))
-        return self._tflite, quantize.quantize_file(self._tflite, mode, batches)
+        quantized = quantize.quantize_file(self._tflite, mode, batches)
+        if only_int8:
+            quantize.refuse_floats(quantized)
+        return self._tflite, quantized

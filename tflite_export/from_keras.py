@@ -61,7 +61,7 @@ class KerasSource:
         """(bytes of the float32 file, bytes of the quantized one or None).
 
         Args:
-            mode: one of quantize.BY_A_QUANTIZER, or None.
+            mode: one of quantize.MODES.
             batches: representative batches of arrays by name, or None.
             only_int8: refuse an operator that has no int8 kernel.
 
@@ -171,7 +171,7 @@ def _convert(model, signature, mode, batches, only_int8):
     with tempfile.TemporaryDirectory() as folder:
         _write_saved_model(model, signature, folder)
         float_file = _from_saved_model(folder, model.name, None)
-        if mode is None:
+        if mode not in quantize.BY_A_QUANTIZER:
             return float_file, None
         if mode == "int8":
             quantize.refuse_loops(flatbuffer.operators(float_file))

@@ -13,6 +13,7 @@ class LayerReport(NamedTuple):
     operator: str  # that computes with it
     shape: tuple  # in TFLite's layout, for instance (units, inputs) for Dense
     dtype: str  # that it is stored in
+    computes_in: str  # the dtype of the multiplications: int8 where a kernel reads int8 weights
     sparsity: float  # fraction of zeros, in [0, 1]
     encoding: str  # "dense", "CSR", "CSR by columns", "1x4 blocks", ...
     bytes: int  # values, and indices where it is stored sparse
@@ -68,7 +69,8 @@ def _layer(model, weight, policy, runs_sparse):
     work = weight.multiply_adds
     return LayerReport(
         name=weight.name, operator=weight.operator, shape=value.shape, dtype=value.dtype.name,
-        sparsity=weight.zeros, encoding=kind, bytes=size, bytes_dense=value.nbytes,
+        computes_in="int8" if value.dtype == np.int8 and not weight.unpacking
+        else weight.activations, sparsity=weight.zeros, encoding=kind, bytes=size, bytes_dense=value.nbytes,
         lower_bound=min(encoding.lower_bound(value), value.nbytes), runs_sparse=runs,
         why=reason.text, change=reason.change, multiply_adds=work,
         expected_multiply_adds=round(work * kept) if runs else work,

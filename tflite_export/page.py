@@ -34,7 +34,7 @@ def html(report):
     sentences = [f"This file is {report.reason}.", *report.notes, *report.advice,
                  f"Multiply-adds: {report.multiply_adds:,}; without the zeros that sparse kernels "
                  f"leave out: {report.expected_multiply_adds:,}.",
-                 f"Greatest difference of an output from the model's: {report.difference:.1e}."]
+                 f"Greatest difference of an output from the model's: {report.said_difference}."]
     return "\n".join([
         "<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8">',
         "<title>Exported file</title>", f"<style>{STYLE}</style></head><body>",

@@ -37,7 +37,7 @@ def turn(batches, names):
 def _named(model):
     """[(name of an input, its schema.TensorT)]"""
     graph = model.subgraphs[0]
-    signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
+    signature = flatbuffer.main_signature(model)
     if signature is None or not signature.inputs:
         return [(flatbuffer.name(graph.tensors[int(t)]), graph.tensors[int(t)])
                 for t in graph.inputs]
@@ -93,6 +93,10 @@ def batches(ports, data, what):
                          f"{sorted(map(str, data))}.")
     arrays = {}
     for name, (batch, *shape), dtype in ports:
+        if not hasattr(data[name], "__array__") and not isinstance(data[name], (list, tuple)):
+            raise ValueError(f"{what} for input {name!r} must be an array of rows; got "
+                             f"{type(data[name]).__name__}. Put the rows of a generator or a "
+                             "tf.data.Dataset into one array: numpy.concatenate(list(batches)).")
         array = np.asarray(data[name])
         if array.ndim == 0 or array.shape[1:] != tuple(shape) or len(array) == 0:
             sizes = ", ".join(map(str, ("rows", *shape)))

@@ -7,6 +7,8 @@ anything is stored sparse: quantizers cannot read, or leave alone, what is spars
 
 import importlib.util
 
+from ai_edge_litert import schema_py_generated as schema
+
 from tflite_export import child, flatbuffer
 
 LIMIT = 3600  # seconds for a quantization in a child process
@@ -22,11 +24,13 @@ MODES = {
 BY_A_QUANTIZER = ("dynamic", "int8", "float16")
 NEEDS_DATA = ("int8",)
 LOOPS = ("WHILE", "IF", "CALL_ONCE")
+BORDERS = ("QUANTIZE", "DEQUANTIZE")
+FLOATS = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16)
 
 
 def check_mode(quantize):
     """Raises ValueError for a mode that does not exist."""
-    if quantize not in MODES:
+    if quantize is not None and not isinstance(quantize, str) or quantize not in MODES:
         *modes, last = map(repr, MODES)
         raise ValueError(f"quantize must be {', '.join(modes)} or {last}; got {quantize!r}.")
 
@@ -57,6 +61,20 @@ def refuse_loops(operators):
         )
 
 
+def refuse_floats(tflite):
+    """Raises ValueError if an operator of a file computes in floating point: TensorFlow Lite
+    Micro's int8 build has no kernel for it. The borders of the file may be float32."""
+    model = flatbuffer.read(tflite)
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            kind = flatbuffer.operator(model, op)
+            tensors = [graph.tensors[int(t)] for t in [*op.inputs, *op.outputs] if t >= 0]
+            if kind not in BORDERS and any(t.type in FLOATS for t in tensors):
+                name = flatbuffer.name(graph.tensors[op.outputs[0]])
+                raise ValueError(f"{kind} {name!r} is left in floating point, and runtime='tflm' "
+                                 "takes int8 only: replace that layer, or take runtime='litert'.")
+
+
 def quantize_file(tflite, quantize, batches):
     """A float32 .tflite file quantized by ai-edge-quantizer, in a child process.
 
@@ -74,11 +92,11 @@ def quantize_file(tflite, quantize, batches):
             "ai-edge-quantizer. quantize='int8_weights' needs nothing, and a Keras model is "
             "quantized by TensorFlow's converter."
         )
-    signatures = flatbuffer.read(tflite).signatureDefs
-    if quantize in NEEDS_DATA and not signatures:
+    signature = flatbuffer.main_signature(flatbuffer.read(tflite))
+    if quantize in NEEDS_DATA and signature is None:
         raise ValueError("ai-edge-quantizer names inputs by their signature, and this file has "
                          "none: convert it again with one, or take quantize='int8_weights'.")
-    key = bytes(signatures[0].signatureKey or b"").decode() if signatures else None
+    key = None if signature is None else flatbuffer.signature_key(signature)
     answer = child.call(run_quantizer, tflite, quantize, key, batches, limit=LIMIT)
     if answer.failure is not None:
         raise ValueError(f"ai-edge-quantizer cannot quantize this file: {answer.failure}")

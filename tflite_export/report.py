@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tflite_export import files, names, page
+from tflite_export import files, names, page, sizes
 from tflite_export.layers import total
 
 
@@ -13,10 +13,12 @@ class Report(NamedTuple):
     reason: str  # why, in one sentence
     sizes: tuple  # of sizes.Size: the file, the dense one it was made from, and other dtypes
     layers: tuple  # of layers.LayerReport, one per weight
-    difference: float  # greatest |LiteRT - the model| over all outputs, on random inputs
+    difference: float | None  # greatest |LiteRT - the model| of all outputs, on random inputs; None
+    # where LiteRT cannot run the file here
     trial: tuple = ()  # of trial.Outcome: the file beside its dense twin
     covered: tuple = ()  # of encode.Covered
     notes: tuple = ()  # what was done to the graph
+    turned_inputs: tuple = ()  # names of those that the app has to turn by 180 degrees
     advice: tuple = ()  # sentences: where it will not be faster, what would be
 
     @property
@@ -31,17 +33,17 @@ class Report(NamedTuple):
 
     @property
     def bytes_dense(self):
-        """Of the dense float32 file."""
-        return self._float32.bytes
+        """Of the dense float32 file, or of the file given where that is another one."""
+        return self._given.bytes
 
     @property
     def zipped_dense(self):
-        """Of the dense float32 file, compressed."""
-        return self._float32.zipped
+        """The same, compressed."""
+        return self._given.zipped
 
     @property
-    def _float32(self):
-        return next(size for size in self.sizes if size.file == "float32, dense")
+    def _given(self):
+        return next(size for size in self.sizes if size.file in (sizes.FLOAT32, sizes.GIVEN))
 
     @property
     def multiply_adds(self):
@@ -53,6 +55,11 @@ class Report(NamedTuple):
         """Of one run where every layer that can run sparse does."""
         return total(self.layers, "expected_multiply_adds")
 
+    @property
+    def said_difference(self):
+        """`difference` as text."""
+        return "not run" if self.difference is None else f"{self.difference:.1e}"
+
     def to_dict(self):
         """The report as JSON takes it."""
         result = self._asdict()
@@ -60,6 +67,7 @@ class Report(NamedTuple):
             result[field] = [row._asdict() for row in getattr(self, field)]
         result["layers"] = [{**row._asdict(), "shape": list(row.shape)} for row in self.layers]
         result.update(notes=list(self.notes), advice=list(self.advice),
+                      turned_inputs=list(self.turned_inputs),
                       multiply_adds=self.multiply_adds,
                       expected_multiply_adds=self.expected_multiply_adds)
         return result
@@ -87,7 +95,7 @@ class Report(NamedTuple):
             "",
             f"multiply-adds: {self.multiply_adds:,}; without the zeros that sparse kernels leave "
             f"out: {self.expected_multiply_adds:,}",
-            f"greatest difference of an output from the model's: {self.difference:.1e}",
+            f"greatest difference of an output from the model's: {self.said_difference}",
             *(f"beside its dense twin, {said(outcome)}" for outcome in self.trial),
             *map(str, self.covered),
             *(f"note: {sentence}" for sentence in self.advice),

@@ -7,6 +7,8 @@ import re
 
 import numpy as np
 
+from tflite_export import flatbuffer
+
 # XNNPACK is what applications get; the others run where it is left out or refuses an operator.
 KERNELS = ("XNNPACK", "built-in", "reference")
 COMPILED = "CompiledModel"  # LiteRT's newer interface, with XNNPACK
@@ -41,15 +43,16 @@ class Runner:
             self._interpreter.allocate_tensors()
         except RuntimeError as error:
             raise ValueError(f"LiteRT cannot load the file: {error}") from error
-        self._inputs, self._outputs = self._details()
+        self._inputs, self._outputs = self._details(tflite)
         self.inputs = {
             name: (tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]))
             for name, detail in self._inputs.items()
         }
 
-    def _details(self):
-        if self._interpreter.get_signature_list():
-            signature = self._interpreter.get_signature_runner()
+    def _details(self, tflite):
+        count = len(self._interpreter.get_signature_list())
+        if count:  # of several, that of the graph that invoke() runs
+            signature = self._interpreter.get_signature_runner(_main(tflite) if count > 1 else None)
             return signature.get_input_details(), signature.get_output_details()
         # a file without a signature: the names of its tensors
         return tuple(
@@ -95,11 +98,13 @@ class CompiledRunner:
         )
         try:
             self._model = CompiledModel.from_buffer(tflite, options=options)
-            self._buffers = (self._model.create_input_buffers(0),
-                             self._model.create_output_buffers(0))
+            signatures = list(self._model.get_signature_list())
+            key = _main(tflite) if len(signatures) > 1 else signatures[0]
+            self._index = self._model.get_signature_index(key)
+            self._buffers = (self._model.create_input_buffers(self._index),
+                             self._model.create_output_buffers(self._index))
         except RuntimeError as error:
             raise ValueError(f"LiteRT cannot load the file: {error}") from error
-        key = next(iter(self._model.get_signature_list()))
         self._outputs = self._model.get_output_tensor_details(key)
         self.inputs = {
             name: (tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]))
@@ -115,7 +120,7 @@ class CompiledRunner:
 
     def run(self):
         """Computes the outputs."""
-        self._model.run_by_index(0, *self._buffers)
+        self._model.run_by_index(self._index, *self._buffers)
 
     def get(self):
         """The outputs by name."""
@@ -125,6 +130,12 @@ class CompiledRunner:
             values = buffer.read(int(np.prod(shape)), np.dtype(detail["dtype"]).type)
             outputs[name] = np.array(values).reshape(shape)
         return outputs
+
+
+def _main(tflite):
+    """The key of the signature to run; None without one for the first graph."""
+    signature = flatbuffer.main_signature(flatbuffer.read(tflite))
+    return None if signature is None else flatbuffer.signature_key(signature)
 
 
 def nested(outputs):

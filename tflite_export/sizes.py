@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export import flatbuffer, store, weights
 
+FLOAT32, GIVEN = "float32, dense", "the file given"
 SMALL = 1024  # TensorFlow's converter leaves smaller weights alone in dynamic-range quantization
 
 
@@ -29,13 +30,25 @@ def size(name, tflite):
 
 
 def dense_sizes(tflite):
-    """Sizes of a dense float32 file, and of the same with float16 and int8 constants."""
+    """Sizes of a dense file and, if it is a float32 one, of it with float16 and int8 constants."""
+    if not _is_float32(tflite):
+        return (size(GIVEN, tflite),)
     return (
-        size("float32, dense", tflite),
+        size(FLOAT32, tflite),
         size("float16, dense (computed)", _float16(tflite)),
         size("dynamic range, dense (computed)", _int8(tflite, SMALL)),
         size("int8, dense (computed)", _int8(tflite, 0)),
     )
+
+
+def given(tflite):
+    """What the dense file is called in a sentence."""
+    return "the dense float32 file" if _is_float32(tflite) else "the file given"
+
+
+def _is_float32(tflite):
+    return all(weight.value.dtype == np.float32
+               for weight in weights.find(flatbuffer.read(tflite)))
 
 
 def _float16(tflite):

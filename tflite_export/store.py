@@ -13,7 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export import encoding, flatbuffer, kernels, weights, xnnpack
 
-OVERHEAD = 256  # bytes that a tensor and an operator to unpack it add to the file, at most
+# Bytes that a tensor and an operator to unpack it add to the file, at most, beside the tensor's
+# name, which is written once more; and that a new kind of operator adds, once.
+OVERHEAD, OVERHEAD_OF_FILE = 256, 64
 DEQUANTIZE_VERSION = 5  # the first that takes a scale for each channel
 
 
@@ -53,7 +55,7 @@ def store(tflite, policy=Policy()):
         if plan is None:
             continue
         plans.append(plan)
-        key = tensor.buffer, plan.kind, weight.channel
+        key = tensor.buffer, plan.kind, weight.channel, weight.value.shape
         if key not in buffers:
             buffers[key] = flatbuffer.add_constant(model, plan.values)
         if plan.kind == "native":
@@ -96,6 +98,7 @@ def _choose(weight, policy):
 
 
 def _plans(weight, policy):
+    added = OVERHEAD + len(weight.name.encode())
     kernel, refused = kernels.native(weight, policy.runtime)
     if policy.sparse and refused is None and (
             policy.sparse == "size" or pays(weight, kernel)):
@@ -105,14 +108,14 @@ def _plans(weight, policy):
         kernels.unpackable(weight, policy.runtime) is None)
     encoded = encoding.smallest(weight.value) if unpack else None
     if encoded is not None:
-        yield _Plan("unpacked", encoded.bytes + OVERHEAD, *encoded)
+        yield _Plan("unpacked", encoded.bytes + added, *encoded)
     if policy.int8 and weight.value.dtype == np.float32:
         values, scale = quantized(weight.value, weight.channel)
         extra = 12 * scale.size  # a scale takes 4 bytes and its zero point 8, for each tensor
-        yield _Plan("int8", values.nbytes + extra + OVERHEAD, values, scale=scale)
+        yield _Plan("int8", values.nbytes + extra + added, values, scale=scale)
         encoded = encoding.smallest(values) if unpack else None
         if encoded is not None:
-            yield _Plan("unpacked int8", encoded.bytes + 2 * extra + 2 * OVERHEAD, *encoded, scale)
+            yield _Plan("unpacked int8", encoded.bytes + 2 * extra + 2 * added, *encoded, scale)
 
 
 def pays(weight, kernel):

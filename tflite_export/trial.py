@@ -9,6 +9,7 @@ import numpy as np
 
 from tflite_export import child, runner
 
+SMALL = 1e-3
 LIMIT = 600  # seconds for all runs; the reference kernels take seconds for a large CNN
 
 
@@ -61,10 +62,13 @@ def trial(tflite, twin, batches, *, rounding=1e-5, limit=LIMIT):
         {'XNNPACK': 0.0, 'built-in': 0.0, 'reference': 0.0, 'CompiledModel': 0.0}
     """
     answer = child.call(run_all, tflite, twin, batches, limit=limit)
-    outcomes, started = [], None
+    outcomes, started, outputs = [], None, None
     for note in answer.notes:
         if note[0] == "starts":
             started = note[1:]
+            continue
+        if note[0] == "outputs":
+            outputs = note[1]
             continue
         _, kernels, difference, failure, whose = note
         passed = (failure is not None and whose == "twin"
@@ -78,12 +82,11 @@ def trial(tflite, twin, batches, *, rounding=1e-5, limit=LIMIT):
         passed = whose == "twin"
         said = f"the dense file fails: {answer.failure}" if passed else answer.failure
         outcomes.append(Outcome(kernels, None, said, passed))
-    return Trial(tuple(outcomes), answer.value)
+    return Trial(tuple(outcomes), outputs)
 
 
 def run_all(note, tflite, twin, batches):
-    """What the child does; returns the file's outputs with XNNPACK, or None."""
-    outputs = None
+    """What the child does; it notes the file's outputs with XNNPACK as soon as it has them."""
     for kernels in (*runner.KERNELS, runner.COMPILED):
         here = batches[:1] if kernels == "reference" else batches  # which is slow
         results, failure = {}, None
@@ -98,9 +101,8 @@ def run_all(note, tflite, twin, batches):
             note(("ends", kernels, None, failure, whose))
             continue
         if kernels == runner.KERNELS[0]:
-            outputs = results["file"]
+            note(("outputs", results["file"]))
         note(("ends", kernels, relative(results["twin"], results["file"]), None, "file"))
-    return outputs
 
 
 def run_file(tflite, kernels, batches):
@@ -115,35 +117,58 @@ def run_file(tflite, kernels, batches):
     return outputs
 
 
+def outputs(tflite, batches, limit=LIMIT):
+    """The outputs by name with XNNPACK, for each batch of arrays by name, in a child process.
+
+    Raises:
+        ValueError: the file does not run; in the words of LiteRT, or that it crashed.
+    """
+    answer = child.call(run_in_child, tflite, batches, limit=limit)
+    if answer.failure is not None:
+        raise ValueError(answer.failure)
+    return answer.value
+
+
 def run_in_child(note, tflite, batches):
     """`run_file` with XNNPACK, for `child.call`."""
     return run_file(tflite, runner.KERNELS[0], batches)
 
 
 def relative(expected, actual):
-    """The greatest difference over all batches and outputs, relative to the greatest expected
-    output; NaN and infinities equal themselves."""
-    worst, scale = _compare(expected, actual)
-    return worst if worst == 0 or scale == 0 else worst / scale
+    """The greatest difference of an output, relative to the greatest number of that output over
+    all batches; NaN and infinities equal themselves.
+
+    An output that is a thousand times smaller than the greatest one is compared with a thousandth
+    of that: beside numbers of 100, 1e-9 is nothing but rounding.
+    """
+    found = _compare(expected, actual)
+    least = SMALL * max((scale for _, scale in found), default=0.0)
+    ratios = [worst if worst == 0 or scale == 0 else worst / max(scale, least)
+              for worst, scale in found]
+    return float(np.max(ratios, initial=0.0))  # unlike max(), keeps a NaN
 
 
 def greatest(expected, actual):
     """The greatest absolute difference over all batches and outputs."""
-    return _compare(expected, actual)[0]
+    return float(np.max([worst for worst, _ in _compare(expected, actual)], initial=0.0))
 
 
 def _compare(expected, actual):
-    """(greatest difference, greatest finite expected output); outputs are matched by place where
-    their names differ."""
-    worst = scale = 0.0
+    """[(greatest difference, greatest finite expected number)] of each output, over all batches;
+    outputs are matched by place where their names differ."""
+    found = []
     for one, two in zip(expected, actual):
         pairs = ([(one[name], two[name]) for name in one] if set(one) == set(two)
                  else zip(one.values(), two.values()))
+        here = []
         for a, b in pairs:
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             with np.errstate(invalid="ignore"):
                 same = (a == b) | (np.isnan(a) & np.isnan(b))
                 apart = np.where(same, 0.0, np.abs(a - b))
-            worst = np.maximum(worst, apart.max(initial=0.0))  # unlike max(), keeps a NaN
-            scale = max(scale, np.abs(np.nan_to_num(a, posinf=0, neginf=0)).max(initial=0.0))
-    return float(worst), float(scale)
+            here.append((apart.max(initial=0.0),
+                         np.abs(np.nan_to_num(a, posinf=0, neginf=0)).max(initial=0.0)))
+        found = found or [(0.0, 0.0)] * len(here)
+        found = [(np.maximum(worst, w), max(scale, s))
+                 for (worst, scale), (w, s) in zip(found, here)]
+    return found
