@@ -53,7 +53,7 @@ class Settings:
                                   choices=("plain", "augmented"), only=SCRATCH)
     rewind_step: int = setting(0, "optimizer step whose weights the ticket starts at", least=0,
                                only=("lottery",))
-    reach: str = setting("rank", "how the sparsity is met; penalty: it is what the penalty leads to",
+    reach: str = setting("rank", "how the sparsity is met; penalty: it is what that leads to",
                          choices=("rank", "controller", "penalty"), only=LEARNED)
     seed: int = setting(0, "of initial weights, order of the data and noise", least=0)
     holdout: int = setting(0, "training images kept out, to choose settings by", least=0)

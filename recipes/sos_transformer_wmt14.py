@@ -143,7 +143,8 @@ BEFORE = [(a, b) for a in TENTHS for b in TENTHS if a < b]
 RISES = [(a, round(b - a, 1)) for a, b in BEFORE]
 COMMON = {"frequency": (1000, 10_000), "regularization": (NONE, SMOOTHED, DROPPED)}
 # First the best runs of the tables, then the whole grids of the csv: 504 runs of magnitude pruning,
-# 630 of random pruning, 372 of variational dropout (the csv has each under 11 thresholds), 930 of L0
+# 630 of random pruning, 372 of variational dropout (the csv has each under 11 thresholds) and 930
+# of L0
 GRID = (
     {"technique": ("dense",)},
     {"technique": ("magnitude", "variational_dropout", "l0", "random"), "sparsity": SPARSITIES},

@@ -16,7 +16,7 @@ from keras import ops
 import tf_sparsity as ts
 from recipes import (beam, bleu, configuration, runner, sos,
                      sos_transformer_multi30k, sos_transformer_wmt14, sos_translation,
-                     state_of_sparsity, tables, transformer, translation)
+                     state_of_sparsity, sweep, tables, transformer, translation)
 from recipes.transformer import END, PAD
 
 NAME = "sos_transformer_wmt14"
@@ -211,6 +211,18 @@ def test_the_grid_has_the_published_runs():
     for name, technique in (("magnitude_pruning", "magnitude"), ("random_pruning", "random"),
                             ("variational_dropout",) * 2, ("l0_regularization", "l0")):
         assert len(state_of_sparsity.rows(f"transformer_{name}")) == counts[technique]
+
+
+@pytest.mark.parametrize("technique, count", [("magnitude", 504), ("random", 630), ("dense", 1)])
+def test_a_sweep_has_the_best_runs_first_and_none_twice(technique, count):
+    pytest.importorskip("keras_tuner")
+    grid = sweep.Sweep(NAME, [f"technique={technique}"]).grid
+    assert len(grid) == len(set(grid)) == count
+    # Their settings are the published ones, so that no word says them
+    asked = [] if technique == "magnitude" else [f"technique={technique}"]
+    best = [" ".join([*asked, *([] if s == 0.9 else [f"sparsity={s}"])])
+            for s in sos_transformer_wmt14.SPARSITIES]
+    assert grid[:7] == (best if technique != "dense" else asked)
 
 
 # ---- beam search
