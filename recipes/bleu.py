@@ -2,14 +2,12 @@
 
 import re
 
-from recipes.translation import TARGET, optional
+from recipes.translation import TARGET, package
 
 
 def bleu(translations, references):
     """`(BLEU, signature)` of detokenised sentences by sacreBLEU (Post 2018), 0 to 100."""
-    with optional("BLEU", "sacrebleu"):
-        import sacrebleu
-    metric = sacrebleu.BLEU()
+    metric = package("sacrebleu").BLEU()
     score = metric.corpus_score(translations, [references]).score
     return score, str(metric.get_signature())
 
@@ -22,10 +20,7 @@ def tokenized_bleu(translations, references):
     sides and counts with Moses' multi-bleu.perl. Here the first two are sacremoses', a port of
     Moses' scripts to Python, and the count is sacreBLEU's without tokenisation or smoothing.
     """
-    with optional("BLEU", "sacrebleu"):
-        import sacrebleu
-    with optional("the tokens of the paper's BLEU", "sacremoses"):
-        import sacremoses
+    sacrebleu, sacremoses = package("sacrebleu"), package("sacremoses")
     ascii_marks = sacremoses.MosesPunctNormalizer(lang=TARGET, pre_replace_unicode_punct=True)
     tokenizer = sacremoses.MosesTokenizer(lang=TARGET)
 

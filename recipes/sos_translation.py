@@ -55,6 +55,8 @@ def perform(c, run, text, lengths, steps=None):
       lengths: of batches, as in `TokenBatches`.
       steps: of an epoch, or None for all pairs once.
     """
+    for name in translation.PACKAGES:  # BLEU comes last: missing it would cost a training
+        translation.package(name)
     subwords = translation.vocabulary(text["train"], c.vocabulary,
                                       Path(run.options["runs_dir"]) / "vocabularies")
     train, kept_out = _held_out(text["train"], c.holdout)

@@ -6,9 +6,9 @@ TensorFlow reads with `data_dir=FOLDER`.
 """
 
 import argparse
-import contextlib
 import gzip
 import hashlib
+import importlib
 import io
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ WMT14_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 CHUNK = 10_000  # lines that are encoded at once
 MOST_LINES = 2_000_000  # of both languages together, that a vocabulary is learned from
 
-INSTALL = "pip install sentencepiece sacrebleu sacremoses"
+PACKAGES = ("sentencepiece", "sacrebleu", "sacremoses")  # subwords, BLEU, the paper's tokens
 
 
 # ---- text
@@ -137,7 +137,7 @@ def vocabulary(text, size, folder):
     Raises:
       ValueError: if sentencepiece is missing, or the text has fewer subwords than asked for.
     """
-    pieces = sentencepiece()
+    pieces = package("sentencepiece")
     lines = [line for side in text for line in side]
     lines = lines[::-(-len(lines) // MOST_LINES)]
     digest = hashlib.sha256(f"{size}\n".encode())
@@ -159,20 +159,13 @@ def vocabulary(text, size, folder):
     return pieces.SentencePieceProcessor(model_file=str(path))
 
 
-def sentencepiece():
-    with optional("subwords", "sentencepiece"):
-        import sentencepiece as pieces
-    return pieces
-
-
-@contextlib.contextmanager
-def optional(what, package):
-    """Turns a missing package into one error with the line that installs all of them."""
+def package(name):
+    """A module of `PACKAGES`; where it is missing, an error with the line that installs them."""
     try:
-        yield
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"Translation needs {package} for {what}, which is not installed: "
-                         f"{INSTALL}") from error
+        raise ValueError(f"Translation needs {name}, which is not installed: pip install "
+                         f"{' '.join(PACKAGES)}") from error
 
 
 def encoded(subwords, lines):
