@@ -23,7 +23,9 @@ def search(next_words, most, beam=BEAM, alpha=ALPHA):
 
     Args:
       next_words: a function of prefixes, integers of shape (sentences * beam, n) that begin with
-        `PAD`, that returns the log probabilities of the next word, (sentences * beam, vocabulary).
+        `PAD`, that returns `(log probabilities, words)` of what may follow, both of shape
+        (sentences * beam, words): all words, or the 2 * beam likeliest, among which all are that
+        the search can take.
       most: for each sentence its words at most, the end among them.
       beam: how many unfinished ones, and how many finished ones, are kept for each sentence.
       alpha: of the length penalty; 0: none.
@@ -42,11 +44,14 @@ def search(next_words, most, beam=BEAM, alpha=ALPHA):
     scores = np.full((sentences, beam), NEVER)
     found, best = [None] * sentences, np.full(sentences, NEVER)
     for length in range(1, longest + 1):
-        following = np.asarray(next_words(alive.reshape(sentences * beam, -1)), "float64")
-        candidates = log_p[..., None] + following.reshape(sentences, beam, -1)
-        words, came_from, value = _best(candidates, 2 * beam)  # at most half of them end
+        following, words = next_words(alive.reshape(sentences * beam, -1))
+        candidates = log_p[..., None] + np.asarray(following, "float64").reshape(
+            sentences, beam, -1)
+        # Twice as many as are kept: at most half of them end
+        came_from, chosen, value = _best(candidates, 2 * beam)
+        words = np.take_along_axis(np.asarray(words, "int32").reshape(sentences, -1), chosen, axis=1)
         grown = np.concatenate([np.take_along_axis(alive, came_from[..., None], axis=1),
-                                words[..., None].astype("int32")], axis=2)
+                                words[..., None]], axis=2)
         at_end = words == END
 
         ends = at_end & (value > NEVER / 2)  # there are fewer prefixes than the beam at first
@@ -81,23 +86,18 @@ def _first(alive, log_p, ended, scores, alpha):
 
 
 def _best(candidates, count):
-    """`(words, rows they continue, values)` of the best `count` of (sentences, beam, words)."""
-    sentences, beam, vocabulary = candidates.shape
-    flat = candidates.reshape(sentences, -1)
-    count = min(count, flat.shape[1])
-    chosen = np.argpartition(-flat, count - 1, axis=1)[:, :count]
-    value = np.take_along_axis(flat, chosen, axis=1)
-    order = np.argsort(-value, axis=1, kind="stable")
-    chosen = np.take_along_axis(chosen, order, axis=1)
-    return (chosen % vocabulary, chosen // vocabulary,
-            np.take_along_axis(value, order, axis=1))
+    """`(rows, places among those of all rows, values)` of the best `count` of each sentence, of
+    candidates (sentences, rows, words)."""
+    flat = candidates.reshape(len(candidates), -1)
+    order = np.argsort(-flat, axis=1, kind="stable")[:, :count]
+    return order // candidates.shape[2], order, np.take_along_axis(flat, order, axis=1)
 
 
 def translate(read, write, sources, *, beam=BEAM, alpha=ALPHA, longer=LONGER, tokens=4096):
     """Translations of sentences of words, in their order.
 
     Args:
-      read, write: models, `transformer.reader` and `transformer.writer`.
+      read, write: models, `transformer.reader` and `transformer.writer`, of 2 * beam words.
       sources: arrays of words, each with `END`.
       beam, alpha: as in `search`.
       longer: words that a translation may have more than its source.

@@ -81,19 +81,18 @@ def reader(model):
     return keras.Model(model.inputs[0], model.get_layer("encoder_normalized").output)
 
 
-def writer(model):
-    """The decoder alone: (memory, source, target, position) -> log probabilities of the word that
-    follows that position, (sentences, vocabulary). It shares the model's layers.
+def writer(model, count):
+    """The decoder alone: (memory, source, target, position) -> the log probabilities of the `count`
+    likeliest words to follow that position, and these words, both of shape (sentences, count).
 
-    Position is of shape (sentences, 1).
+    Position is of shape (sentences, 1). The writer shares the model's layers.
     """
     source, target = model.inputs
     memory = model.get_layer("encoder_normalized").output
     position = keras.Input((1,), dtype="int32", name="position")
     x = At(name="at")([model.get_layer("decoder_normalized").output, position])
     logits = model.get_layer("embedding")(x, reverse=True)
-    return keras.Model([memory, source, target, position],
-                       keras.layers.Activation("log_softmax", name="log_softmax")(logits))
+    return keras.Model([memory, source, target, position], Likeliest(count, name="words")(logits))
 
 
 class Blocks:
@@ -243,6 +242,22 @@ class At(keras.layers.Layer):
 
     def compute_output_shape(self, shapes):
         return (shapes[0][0], shapes[0][2])
+
+
+@register
+class Likeliest(keras.layers.Layer):
+    """Logits -> `(log probabilities, words)` of the likeliest words, as many as there are."""
+
+    def __init__(self, count, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def call(self, logits):
+        log_p = ops.log_softmax(ops.cast(logits, "float32"))
+        return ops.top_k(log_p, min(self.count, logits.shape[-1]))
+
+    def get_config(self):
+        return {**super().get_config(), "count": self.count}
 
 
 # ---- training

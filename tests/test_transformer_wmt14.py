@@ -87,9 +87,11 @@ def test_encoder_and_decoder_alone_are_the_model(model):
     logits = model.predict_on_batch([source, target])
     memory = transformer.reader(model).predict_on_batch(source)
     at = np.array([[2], [1]])
-    log_p = transformer.writer(model).predict_on_batch([memory, source, target, at])
-    expected = ops.log_softmax(logits[[0, 1], [2, 1]])
-    np.testing.assert_allclose(log_p, expected, atol=1e-5)
+    log_p, words_ = transformer.writer(model, 3).predict_on_batch([memory, source, target, at])
+    expected = ops.convert_to_numpy(ops.log_softmax(logits[[0, 1], [2, 1]]))
+    order = np.argsort(-expected, axis=1)[:, :3]
+    assert np.array_equal(words_, order)
+    np.testing.assert_allclose(log_p, np.take_along_axis(expected, order, 1), atol=1e-5)
 
 
 def test_attention_is_the_formula():
@@ -244,7 +246,8 @@ def chain(seed, vocabulary):
             made[prefix] = logits - np.log(np.exp(logits).sum())
         return made[prefix]
 
-    return log_p, lambda prefixes: np.stack([log_p(tuple(p.tolist())) for p in prefixes])
+    return log_p, lambda prefixes: (np.stack([log_p(tuple(p.tolist())) for p in prefixes]),
+                                    np.tile(np.arange(vocabulary), (len(prefixes), 1)))
 
 
 def by_brute_force(log_p, vocabulary, most, alpha):
@@ -278,7 +281,7 @@ def test_sentences_of_a_batch_are_searched_for_apart():
 
     def both(prefixes):
         half = len(prefixes) // 2
-        return np.concatenate([one(prefixes[:half]), two(prefixes[half:])])
+        return [np.concatenate(parts) for parts in zip(one(prefixes[:half]), two(prefixes[half:]))]
 
     found, scores = beam.search(both, [6, 4], beam=3)
     for i, (alone, most) in enumerate(((one, 6), (two, 4))):
@@ -286,24 +289,41 @@ def test_sentences_of_a_batch_are_searched_for_apart():
         assert np.array_equal(found[i], words_alone[0]) and scores[i] == score[0]
 
 
-def test_a_beam_of_one_is_greedy_until_the_end():
-    log_p, next_words = chain(3, vocabulary=6)
-    prefix = (PAD,)
-    while len(prefix) <= 5 and prefix[-1] != END:
-        prefix += (int(np.argmax(log_p(prefix))),)
-    greedy = [word for word in prefix[1:] if word != END]
-    found, _ = beam.search(next_words, [5], beam=1, alpha=0.0)
-    assert found[0].tolist()[:len(greedy)] == greedy or END in prefix
+def test_the_likeliest_words_of_each_prefix_are_enough():
+    for seed in range(5):
+        _, next_words = chain(seed, vocabulary=12)
+
+        def likeliest(prefixes):
+            log_p, words_ = next_words(prefixes)
+            order = np.argsort(-log_p, axis=1)[:, :6]
+            return np.take_along_axis(log_p, order, 1), np.take_along_axis(words_, order, 1)
+
+        one, two = (beam.search(f, [7], beam=3) for f in (next_words, likeliest))
+        assert np.array_equal(one[0][0], two[0][0]) and one[1] == two[1]
+
+
+def test_a_wider_beam_finds_what_a_narrow_one_misses():
+    """A is the likelier first word, 0.6 to 0.4; A then ends with 0.5, B with 0.9."""
+    a, b = 2, 3
+    after = {(PAD,): [0, 0, 0.6, 0.4], (PAD, a): [0, 0.5, 0.25, 0.25], (PAD, b): [0, 0.9, 0.1, 0]}
+
+    def next_words(prefixes):
+        p = np.array([after.get(tuple(prefix.tolist()), [0, 1, 0, 0]) for prefix in prefixes])
+        return np.log(np.maximum(p, 1e-30)), np.tile(np.arange(4), (len(prefixes), 1))
+
+    for beam_, word, p in ((1, a, 0.6 * 0.5), (2, b, 0.4 * 0.9)):
+        found, scores = beam.search(next_words, [4], beam=beam_, alpha=0.0)
+        assert found[0].tolist() == [word] and scores[0] == pytest.approx(math.log(p))
 
 
 def test_what_never_ends_is_cut_off():
     def never(prefixes):
         log_p = np.full((len(prefixes), 4), -20.0)
-        log_p[:, END], log_p[:, 3] = -math.inf, 0.0
-        return np.maximum(log_p, -1e6)
+        log_p[:, 3] = -0.5
+        return log_p[:, 2:], np.tile([2, 3], (len(prefixes), 1))
 
-    found, scores = beam.search(never, [3], beam=1, alpha=0.6)
-    assert found[0].tolist() == [3, 3, 3] or scores[0] < -1e4
+    found, scores = beam.search(never, [3], beam=1, alpha=1.0)
+    assert found[0].tolist() == [3, 3, 3] and scores[0] == -1.5 / (8 / 6)
 
 
 def test_length_penalty():
@@ -314,7 +334,7 @@ def test_length_penalty():
 
 def test_translations_do_not_depend_on_how_they_are_batched(model):
     sources = [np.array(s) for s in ([3, 4, END], [5, 6, 7, 8, 9, 10, END], [11, END])]
-    read, write = transformer.reader(model), transformer.writer(model)
+    read, write = transformer.reader(model), transformer.writer(model, 4)
     together, alone = (beam.translate(read, write, sources, beam=2, longer=3, tokens=tokens)
                        for tokens in (1000, 1))
     for one, other in zip(together, alone, strict=True):
