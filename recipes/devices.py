@@ -8,9 +8,9 @@ import keras
 def sharing(count):
     """A context: models made, trained and evaluated in it share their batches among devices.
 
-    On JAX it is `keras.distribution.DataParallel`, on TensorFlow `tf.distribute.MirroredStrategy`.
-    Under the first a batch is normalized as on one device; under the second each device normalizes
-    its share, and the averages for evaluation are the mean over devices.
+    On JAX it is `keras.distribution.DataParallel`, under which all is as on one device, up to the
+    order of sums. On TensorFlow it is `tf.distribute.MirroredStrategy`, under which batch
+    normalization must be told so (`synchronized`), and all devices draw the same noise.
 
     Args:
       count: of devices, at least 1: accelerators, or processors where there are none.
@@ -26,6 +26,12 @@ def sharing(count):
         return _mirrored(count)
     raise ValueError(f"devices={count}: several devices need Keras' JAX or TensorFlow backend. "
                      f"Received: {keras.config.backend()}. Set KERAS_BACKEND, or devices=1.")
+
+
+def synchronized(count):
+    """Whether `BatchNormalization` needs `synchronized=True` to see all of a shared batch: else each
+    device would keep averages of its own, of which only the first's are saved."""
+    return count > 1 and keras.config.backend() == "tensorflow"
 
 
 def _data_parallel(count):

@@ -158,7 +158,7 @@ def evaluation(split, picture=PICTURE, devices=1):
     """All pictures of a split with their classes, in order, a tf.data.Dataset of batches.
 
     Raises:
-      ValueError: if the devices cannot share the last batch evenly.
+      ValueError: if the devices cannot share the pictures evenly.
     """
     if split.examples % devices:
         raise ValueError(f"{split.examples} pictures cannot be shared evenly by {devices} devices. "
@@ -168,7 +168,9 @@ def evaluation(split, picture=PICTURE, devices=1):
         image, label = _parsed(split, record)
         return _normalized(_center_crop(image, picture)), label
 
-    size = EVALUATED - EVALUATED % devices
+    size = EVALUATED
+    if devices > 1:  # each batch in equal shares: MirroredStrategy stops at an empty one
+        size = max(n for n in range(devices, EVALUATED + 1, devices) if split.examples % n == 0)
     batches = (tf.data.Dataset.from_tensor_slices(_columns(split)).flat_map(_opened)
                .map(pictures, tf.data.AUTOTUNE, deterministic=True).batch(size))
     known = tf.data.experimental.assert_cardinality(-(-split.examples // size))

@@ -18,7 +18,7 @@ MOMENTUM, EPSILON = 0.9, 1e-5  # of batch normalization
 DEVIATION = 0.01  # of the last layer's initial weights
 
 
-def resnet(depth=50, width=WIDTH, picture=224, classes=1000, decay=0.0):
+def resnet(depth=50, width=WIDTH, picture=224, classes=1000, decay=0.0, synchronized=False):
     """The network, from normalized pictures to logits.
 
     ResNet-50 has 25,502,912 weights in 53 convolutions and the last layer, and 54,120 parameters
@@ -31,6 +31,8 @@ def resnet(depth=50, width=WIDTH, picture=224, classes=1000, decay=0.0):
       classes: number of outputs.
       decay: L2 penalty of every kernel: decay / 2 times the sum of its squares, in the loss. There
         is none of biases and of batch normalization.
+      synchronized: normalize a batch that several devices share by all of it, as
+        `keras.layers.BatchNormalization`; for TensorFlow's MirroredStrategy.
 
     Raises:
       ValueError: for another depth.
@@ -45,8 +47,9 @@ def resnet(depth=50, width=WIDTH, picture=224, classes=1000, decay=0.0):
         x = layers.Conv2D(
             filters, kernel, strides, padding="valid" if strides > 1 else "same", use_bias=False,
             kernel_initializer="lecun_normal", **keep_small, name=name)(x)
-        return layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON,
-                                         gamma_initializer=scale, name=f"{name}_bn")(x)
+        return layers.BatchNormalization(
+            momentum=MOMENTUM, epsilon=EPSILON, gamma_initializer=scale, synchronized=synchronized,
+            name=f"{name}_bn")(x)
 
     def block(x, filters, strides, name):
         shortcut = x

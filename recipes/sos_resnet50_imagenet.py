@@ -93,8 +93,8 @@ DIFFERENCES = (
     "has fallen, the last ten steps or so still count at the old one.",
     "Images are shuffled in blocks of 1,024 from 16 files that are read by turns; the paper's code "
     "has a buffer of 1,024.",
-    "The paper normalizes the batch of each TPU core by itself, and does not say how many there "
-    "were; here that is the whole batch, or the share of a device under MirroredStrategy.",
+    "A batch is normalized as a whole, on several devices too. The paper's code normalizes the "
+    "share of each TPU core, of which it does not say how many there were.",
     "Evaluation takes all 50,000 pictures of the validation split, as the test images.",
     "Extended runs stretch warm-up and falls of the rate with the run, 1.5 times: assumed.",
     "Dense runs have label smoothing: assumed. scratch_b stretches the whole schedule, as "
@@ -287,7 +287,8 @@ def run(c, run):
 
     with devices.sharing(c.devices):
         report = sos.perform(c, run, sos.Task(
-            lambda: resnet(c.depth, c.width, c.picture, train.classes, c.decay),
+            lambda: resnet(c.depth, c.width, c.picture, train.classes, c.decay,
+                           devices.synchronized(c.devices)),
             imagenet.Stream(train, c.batch, c.epoch_steps, c.seed, c.picture),
             pictures["holdout_accuracy" if kept_out else "accuracy"],
             lambda model, steps: compile(c, model, steps), figures,
