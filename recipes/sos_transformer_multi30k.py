@@ -11,7 +11,7 @@ from recipes import sos_translation, translation
 from recipes.configuration import defaults
 
 # Ours: no paper has this network. All techniques share them.
-EPOCHS = 12
+EPOCHS = 10
 BATCH = 2048
 LENGTHS = (16, 24, 48)  # subwords; a pair that is longer is left out
 VOCABULARY = 4000
@@ -21,7 +21,7 @@ RATE_WARM_UP = 1000  # steps; the rate is 2.8e-3 at most
 # Shares of the run, as the paper's best magnitude pruning at 80 % and its best variational dropout
 # at 90 % have them; an update each 1/50 of the run.
 PRUNING_BEGIN, PRUNING_END = 0.4, 0.8
-FREQUENCY = 60
+FREQUENCY = 68
 WARM_UP = 0.4
 # As recipes/sos_lenet_mnist.py.
 SCALE = 1.0
