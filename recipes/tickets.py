@@ -121,18 +121,19 @@ def settings(training, epochs, s0, rounds, pruning_rounds, sparsities):
 
 
 def points(runs):
-    """{(method, setting): its cases}, of all seeds."""
+    """{(method, setting, epochs of a training): its cases}, of all seeds."""
     found = {}
     for run in runs:
         for entry in run["cases"]:
-            found.setdefault((entry["method"], entry["setting"]), []).append((run, entry))
+            key = entry["method"], entry["setting"], run["settings"]["epochs"]
+            found.setdefault(key, []).append((run, entry))
     return found
 
 
 def table(runs):
     """A row for each point of each curve: ours ± sd, as Markdown."""
     rows = []
-    for (method, setting), found in points(runs).items():
+    for (method, setting, epochs), found in points(runs).items():
         some_runs, some = zip(*found)
         rows.append([
             method, setting,
@@ -140,20 +141,23 @@ def table(runs):
             results.spread([100 * (1 - entry["error"]) for entry in some]),
             some[0]["trainings"],
             results.spread([entry["seconds"] for entry in some], ".0f"),
-            ", ".join(str(e) for e in sorted({r["settings"]["epochs"] for r in some_runs})),
-            results.seeds(some_runs)])
+            epochs, results.seeds(some_runs)])
     return results.markdown(["method", "setting", "weights left %", "test accuracy %",
                              "trainings", "seconds", "epochs of each", "seeds"], rows)
 
 
 def plot(runs, path, name):
-    """Accuracy over weights left, a line for each method and a bar of one sd for each point."""
+    """Accuracy over weights left of the longest trainings, a line for each method and a bar of one
+    sd for each point."""
     from matplotlib.figure import Figure
+
+    longest = max(run["settings"]["epochs"] for run in runs)
+    runs = [run for run in runs if run["settings"]["epochs"] == longest]
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     curves = {}
-    for (method, _), found in points(runs).items():
+    for (method, *_), found in points(runs).items():
         left, accuracy = ([100 * value for value in values] for values in zip(
             *((entry["left"], 1 - entry["error"]) for _, entry in found)))
         spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0

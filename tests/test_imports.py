@@ -29,7 +29,7 @@ ALLOWED = {
     "update": {"method", "layers", "optimizer", "kernels", "probes"},
     "report": {"method", "layers", "optimizer", "kernels", "convert"},
     "tensorboard": {"report"},
-    "callbacks": {"method", "optimizer", "probes", "update", "report", "tensorboard"},
+    "callbacks": {"optimizer", "probes", "update", "report", "tensorboard"},
     "tickets": {"method", "methods", "masks", "layers", "optimizer", "kernels", "convert",
                 "callbacks"},
     "tuning": {"method", "methods", "schedule", "convert", "report", "callbacks"},

@@ -295,7 +295,8 @@ def test_a_token_seen_twice_gets_two_draws():
         layer.theta("embeddings").assign(np.ones((1, 64)))
         layer.state["embeddings"]["log_alpha"].assign(np.zeros(gates))
         z = numpy(compiled(layer, training=True)(ids)).reshape(200, 64)
-        assert len(np.unique(z, axis=0)) > 150 if group == "weight" else 100
+        # a third of the gates of a token is 0 or 1; 64 gates are hardly ever alike
+        assert len(np.unique(z, axis=0)) > (195 if group == "weight" else 100)
         if group == "in":
             assert (z == z[:, :1]).all()  # a token is open or closed as a whole
         n = 200 * (64 if group == "weight" else 1)
@@ -520,3 +521,79 @@ def test_a_kernel_without_the_axis_is_skipped_with_a_reason():
     rows = {row.name: row.skipped for row in ts.report(model).rows}
     assert rows["head/kernel"] is None
     assert rows["dw/kernel"] == 'it has no input axis for gates of group="in"'
+
+
+# ---- every layer of the layer host
+
+
+def a_bit_of_everything():
+    """Every kind of sparse layer, once."""
+    signal, volume = keras.Input((8, 2)), keras.Input((4, 4, 4, 2))
+    image, text = keras.Input((8, 8, 2)), keras.Input((4,), dtype="int32")
+    conv, up, depth, pooled = (getattr(layers, kind) for kind in (
+        "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "GlobalAveragePooling2D"))
+    a = layers.Conv1DTranspose(2, 2)(layers.SeparableConv1D(3, 2)(layers.DepthwiseConv1D(2)(
+        layers.Conv1D(4, 2)(signal))))
+    b = layers.Conv3DTranspose(2, 2)(layers.Conv3D(3, 2)(volume))
+    c = layers.SeparableConv2D(3, 2)(depth(2)(up(4, 2)(conv(4, 2, groups=2)(image))))
+    wide = keras.initializers.RandomNormal(stddev=1.0)  # so that no softmax is flat
+    embedding = layers.ReversibleEmbedding(6, 4, embeddings_initializer=wide)
+    d = layers.MultiHeadAttention(2, 2)(
+        *[layers.Embedding(6, 4, embeddings_initializer=wide)(text) + embedding(text)] * 2)
+    d = layers.GroupQueryAttention(2, 4, 2)(d, d)
+    d = layers.EinsumDense("abc,cd->abd", (None, 4))(d)
+    d = layers.Bidirectional(layers.LSTM(2, return_sequences=True))(d)
+    d = layers.SimpleRNN(4, return_sequences=True)(layers.GRU(3, return_sequences=True)(d))
+    words = layers.GlobalAveragePooling1D()(embedding(d, reverse=True))
+    parts = [layers.GlobalAveragePooling1D()(a), layers.GlobalAveragePooling3D()(b), pooled()(c),
+             layers.GlobalAveragePooling1D()(layers.TimeDistributed(layers.Dense(3))(d)), words]
+    return keras.Model([signal, volume, image, text],
+                       layers.Dense(2)(layers.Concatenate()(parts)))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("method", [
+    ts.VariationalDropout(100), ts.L0Regularization(100),
+    ts.ContinuousSparsification(2, s0=0.1, scale=1e-3)], ids=lambda m: type(m).__name__)
+def test_every_layer_trains(method, policy):
+    """Outputs are finite, and in float32 two steps move every trained variable: nothing is cut off.
+    (In float16 small ones of a softmax are lost.) Eager: compiling takes longer."""
+    generator = np.random.default_rng(0)
+    x = [generator.normal(size=(8, *shape)).astype("float32")
+         for shape in ((8, 2), (4, 4, 4, 2), (8, 8, 2))] + [generator.integers(0, 6, (8, 4))]
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        keras.utils.set_random_seed(0)
+        model = ts.sparsify(a_bit_of_everything(), method)
+        found = [kernel.method for kernel in find(model)]
+        model.compile(keras.optimizers.Adam(0.01), "mse", run_eagerly=True)
+        start = [numpy(v).copy() for v in model.trainable_variables]
+        history = model.fit(x, generator.normal(size=(8, 2)), batch_size=8, epochs=2, verbose=0,
+                            callbacks=[ts.callbacks.SparsityUpdate()]).history
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert None not in found and len(found) >= 30
+    assert np.isfinite(history["loss"]).all() and np.isfinite(numpy(model(x))).all()
+    still = [v.path for v, old in zip(model.trainable_variables, start)
+             if (numpy(v) == old).all()]
+    assert policy != "float32" or not still, still
+
+
+def test_recurrent_layers_and_attention_can_be_inspected():
+    model = ts.sparsify(a_bit_of_everything(), ts.L0Regularization(100))
+    (gru,) = [layer for layer in model.layers if isinstance(layer, layers.GRU)]
+    assert gru.inspect("recurrent_kernel")["log_alpha"].shape == (3, 9)
+    (attention,) = [layer for layer in model.layers
+                    if isinstance(layer, layers.MultiHeadAttention)]
+    assert attention.inspect("query/kernel")["log_alpha"].shape == (4, 2, 2)
+    with pytest.raises(ValueError, match="no method for a kernel 'kernel'; it has for"):
+        attention.inspect("kernel")
+
+
+def test_gates_of_look_ups_are_float32_under_float16():
+    """16-bit uniform numbers near 65536 are infinite in float16."""
+    layer = built(ts.layers.SparseEmbedding(
+        1, 64, method=ts.L0Regularization(100), dtype="float16"), np.zeros((4, 50), "int32"))
+    z = numpy(compiled(layer, training=True)(np.zeros((200, 400), "int32")))
+    assert np.isfinite(z).all()

@@ -1,5 +1,7 @@
 """Each method against closed forms and integers counted by hand."""
 
+import math
+
 import keras
 import numpy as np
 import oracles
@@ -285,9 +287,41 @@ def test_weights_at_the_threshold_are_pruned():
                                   [1, 0, 0])
 
 
+def test_gradients_of_one_noisy_weight_in_closed_form():
+    """y = x theta + |x| sigma eps and L = (y - t)^2 / 2: dL/dtheta = (y - t) x, and
+    dL/dlog sigma^2 = (y - t) |x| sigma eps / 2, with eps read off the output."""
+    method, linear = ts.VariationalDropout(10), Linear(ops.matmul, "float32")
+    theta, log_sigma2, x, t = (np.array([[v]], "float32") for v in (0.5, -2.0, -3.0, 1.0))
+    seed, sigma = 7, math.exp(-1.0)  # an integer seed draws the same number each time
+
+    def output(theta, log_sigma2):
+        return method.forward(linear, x, theta, {"log_sigma2": log_sigma2}, training=True,
+                              seed=seed)
+
+    y = float(ops.convert_to_numpy(output(theta, log_sigma2))[0, 0])
+    noise = y - x[0, 0] * theta[0, 0]  # |x| sigma eps
+    assert abs(noise) > 1e-3 and abs(noise) < 6 * 3 * sigma
+    d_theta, d_log_sigma2 = oracles.gradient(
+        lambda a, b: ops.sum((output(a, b) - t) ** 2) / 2, theta, log_sigma2)
+    # float32 sums of two numbers of order 1
+    np.testing.assert_allclose(d_theta, [[(y - 1) * -3.0]], rtol=1e-5)
+    np.testing.assert_allclose(d_log_sigma2, [[(y - 1) * noise / 2]], rtol=1e-4)
+
+
+def test_what_a_rank_keeps_is_what_training_had():
+    """beta s = -8 and 8: kept beyond the natural sparsity, a weight is as small as it was in
+    training, and counts as one; the other is whole."""
+    method = ts.ContinuousSparsification(10, s0=0.1, target_sparsity=0.5)
+    state = {"s": np.array([-0.1, 0.1, -1e4], "float32"), "beta": np.float32(80),
+             "mask": np.ones(3, "float32")}
+    weight = ops.convert_to_numpy(method.weight(np.full(3, 2.0, "float32"), state,
+                                                training=False))
+    np.testing.assert_allclose(weight, [2 / (1 + math.exp(8)), 2.0, 2e-20], rtol=1e-5)
+
+
 def test_train_clip_takes_pruned_means_out_of_training():
     """log alpha = 2 and 4 around the threshold 3: with the same noise, outputs differ by x theta
-    of the second weight, and nothing of the data goes back to it through its mean."""
+    of the second weight."""
     theta = np.ones((2, 1), "float32")
     state = {"log_sigma2": np.array([[2.0], [4.0]], "float32")}
     x = np.array([[1.0, 10.0], [3.0, -5.0]], "float32")
@@ -332,3 +366,12 @@ def test_the_coefficient_warms_up():
     theta = np.ones((2, 2), "float32")
     np.testing.assert_allclose(
         float(method.penalty(theta, slot.state)), 4 * 0.04 * oracles.kl(-10.0 + 2.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ({"gamma": -0.005, "zeta": 1.005}, "no gate could ever close"),
+    ({"initial_keep": 0.999}, "initial_keep is in"),
+    ({"initial_keep": 0.001}, "initial_keep is in")])
+def test_l0_refuses_what_the_clamp_of_log_alpha_forbids(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        ts.L0Regularization(10, **arguments)

@@ -144,6 +144,17 @@ def test_each_round_prunes_its_share_of_what_is_left():
     assert left_after(channels, 2) == [[36, 192], [18, 64]]
 
 
+def test_a_small_kernel_keeps_a_weight_whatever_the_share():
+    """Of 10 weights 8 go; of the 2 left 0.8 x 2 is 2 again, but one stays, in every round."""
+    model = ts.sparsify(keras.Sequential([keras.Input((5,)), layers.Dense(2)]), ts.FixedMask())
+    ((_, slot),) = model.layers[0].slots()
+    method, left = ts.MagnitudePruning(ts.ConstantSparsity(0.8, 0)), []
+    for number in range(1, 4):
+        method.prune_rest([slot], number)
+        left.append(int(np.count_nonzero(ops.convert_to_numpy(slot.state["mask"]))))
+    assert left == [2, 1, 1]
+
+
 def test_erk_shares_out_the_sparsity_that_is_reached():
     """Of 392 weights 196 and 98 stay, up to the rounding of two kernels; the small conv kernel
     (density factor 12 / 72) stays denser than dense (69 / 320)."""
@@ -510,6 +521,8 @@ def test_freeze_masks_refuses_and_warns():
     (("cs",), TypeError, r"method must be a tf_sparsity method"),
     ((ts.L0Regularization(10),), ValueError, "L0Regularization has no rounds"),
     ((ts.FixedMask(),), ValueError, "FixedMask has no rounds"),
+    ((ts.ContinuousSparsification(10, target_sparsity=0.5, reach="controller", scale=1.0),),
+     ValueError, "Leave target_sparsity out: s0 and the rounds decide"),
     ((ts.MagnitudePruning(ts.PolynomialDecay(0.0, 0.5, 0, 10)),), ValueError,
      r"Give ts.ConstantSparsity\(share, begin_step=0\)"),
     ((ts.MagnitudePruning(ts.ConstantSparsity(0.5, 1)),), ValueError, "begin_step=0"),

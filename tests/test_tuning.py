@@ -110,6 +110,22 @@ def test_an_interrupted_search_goes_on(tmp_path):
     assert len(found.candidates) == 4 and len(trained) == 4  # the second trial twice
 
 
+def test_what_a_training_raises_ends_the_search(tmp_path):
+    def broken(model, callbacks):
+        raise TypeError("no such optimizer")
+
+    with pytest.raises(Exception, match="no such optimizer") as raised:
+        search(tmp_path, train=broken)
+    assert isinstance(raised.value.__cause__, TypeError)
+    assert len(search(tmp_path).candidates) == 4  # mended, it goes on
+
+
+def test_trials_are_spread_over_the_settings(tmp_path):
+    """Not the lowest of each method first."""
+    found = search(tmp_path, trials=4, methods=tuning.METHODS)
+    assert all(one.settings["sparsity"] != tuning.LEAST for one in found.candidates[1:])
+
+
 @pytest.mark.parametrize("name", tuning.METHODS)
 def test_every_method_can_be_searched(tmp_path, name):
     found = search(tmp_path, trials=1, methods={name: tuning.METHODS[name]})
@@ -121,6 +137,14 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
     search(tmp_path, trials=1)
     with pytest.raises(ValueError, match=r"search with within 0.1 \(now 0.2\)"):
         search(tmp_path, within=0.2)
+    with pytest.raises(ValueError, match=r"num_samples 96 \(now 95\), select None \(now dense\)"):
+        search(tmp_path, num_samples=95, select="dense")
+
+
+def test_an_accuracy_in_per_cent_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"fraction in \[0, 1\]. Received: 97"):
+        tuning.sparsest(dense(), train, lambda model: 97.0, steps=STEPS, num_samples=96,
+                        folder=tmp_path)
 
 
 @pytest.mark.parametrize("arguments, error, said", [

@@ -78,6 +78,45 @@ def test_one_update_for_several_points_inside_an_execution():
     assert counts.seen == [0, 26, 32]  # after step 4: 0.64 * 40 = 25.6; after step 8 the end
 
 
+@pytest.mark.parametrize("method", [ts.L0Regularization(100), ts.VariationalDropout(100)],
+                         ids=lambda m: type(m).__name__)
+def test_weight_decay_without_the_callback_is_refused(method):
+    """Neither needs updates here, but nobody would exempt what they train."""
+    model = model_of(None, keras.optimizers.AdamW(0.01, weight_decay=0.5), method=method)
+    x, y = np.zeros((32, 10), "float32"), np.ones((32, 4), "float32")
+    with pytest.raises(ValueError, match="which weight decay must spare.*SparsityUpdate"):
+        model.fit(x, y, batch_size=4, verbose=0)
+    state = {k: np.array(v) for k, v in model.get_layer("dense").state["kernel"].items()}
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[ts.callbacks.SparsityUpdate()])
+    assert not model.optimizer._use_weight_decay(
+        next(iter(model.get_layer("dense").state["kernel"].values())))
+    model = model_of(None, keras.optimizers.AdamW(0.01, weight_decay=0.0), method=method)
+    model.fit(x, y, batch_size=4, verbose=0)
+    assert state
+
+
+def test_weight_decay_spares_the_gates_of_a_custom_loop():
+    model = model_of(None, keras.optimizers.AdamW(0.01, weight_decay=0.5),
+                     method=ts.ContinuousSparsification(8, s0=0.5))
+    ts.update(model)
+    s = model.get_layer("dense").state["kernel"]["s"]
+    assert not model.optimizer._use_weight_decay(s)
+    assert model.optimizer._use_weight_decay(model.get_layer("dense").theta("kernel"))
+
+
+def test_the_rank_is_that_of_averaged_state():
+    """Keras puts the averages of use_ema in place after the last epoch."""
+    optimizer = keras.optimizers.Adam(0.2, use_ema=True, ema_momentum=0.5)
+    method = ts.ContinuousSparsification(8, s0=0.5, target_sparsity=0.5, frequency=1)
+    model = model_of(None, optimizer, method=method)
+    generator = np.random.default_rng(0)
+    x, y = (generator.normal(size=(32, n)).astype("float32") for n in (10, 4))
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[ts.callbacks.SparsityUpdate()])
+    state = model.get_layer("dense").state["kernel"]
+    s, mask = (ops.convert_to_numpy(state[name]).ravel() for name in ("s", "mask"))
+    assert (mask == 0).sum() == 20 and s[mask == 1].min() >= s[mask == 0].max()
+
+
 @too_short
 @incomplete
 def test_early_stop_keeps_the_current_target():

@@ -7,7 +7,6 @@ import warnings
 import keras
 
 from tf_sparsity import probes
-from tf_sparsity.method import Kernel
 from tf_sparsity.optimizer import find_sparse_optimizer, innermost
 from tf_sparsity.report import sparsity
 from tf_sparsity.tensorboard import SparsityTensorBoard
@@ -70,7 +69,7 @@ class SparsityUpdate(keras.callbacks.Callback):
         updater.check_probe()
         if updater.took_over:  # a train function whose trace failed cannot be traced again
             self.model.make_train_function(force=True)
-        self._exclude_from_weight_decay()
+        updater.exclude_from_weight_decay()
         self.epoch_base = None
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -97,25 +96,8 @@ class SparsityUpdate(keras.callbacks.Callback):
         self.updater.end_epoch()
 
     def on_train_end(self, logs=None):
-        self.updater.run()
+        self.updater.end_epoch()  # an average of the weights may have taken their place by now
         self.updater.running = False
-
-    def _exclude_from_weight_decay(self):
-        # By name: TensorFlow builds the variables of a subclassed model in its first step only.
-        anywhere = Kernel("", (1, 1), ("in", "out"))
-        names = {rf"\b{name}_{key}(:0)?$" for layer in self.updater.layers
-                 for name, method in layer.methods.items()
-                 for key, spec in method.state(anywhere).items() if not spec.decay}
-        if not names:
-            return
-        optimizer = innermost(self.model.optimizer)
-        # Keras replaces earlier exclusions by new ones; ours are added to the user's.
-        chosen = set(optimizer.__dict__.get("_exclude_from_weight_decay") or ())
-        pattern = optimizer.__dict__.get("_exclude_from_weight_decay_pattern")
-        if pattern is not None:
-            names = {pattern.pattern, *(n for n in names if n not in pattern.pattern)}
-        optimizer.exclude_from_weight_decay(var_names=sorted(names))
-        optimizer._exclude_from_weight_decay |= chosen
 
     def _last_step(self, epoch):
         """The step at which this fit will end, None where the number of steps is unknown."""

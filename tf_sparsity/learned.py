@@ -128,6 +128,9 @@ class LearnedMethod(Method):
         return self.kept_weight(theta, state) * self.keep(theta, state)
 
     def total_target(self, step):
+        """The sparsity asked for at a step: the controller's rises with the ramp."""
+        if self.controlled and self.ramp is not None:
+            return self.target_sparsity * self.ramp.value(step)
         return self.target_sparsity
 
     @property

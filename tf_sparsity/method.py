@@ -315,7 +315,8 @@ class MaskMethod(Method):
         left = [int(np.count_nonzero(mask)) for mask in previous]
 
         def sparsity(size, left, share):
-            return Fraction(size - left + masks.count_zeros(left, share), size)
+            pruned = min(masks.count_zeros(left, share), max(left - 1, 0))  # one weight stays
+            return Fraction(size - left + pruned, size)
 
         share = self.schedule.final_sparsity
         total = sparsity(sum(sizes), sum(left), share)

@@ -26,6 +26,7 @@ class SparsityTensorBoard(keras.callbacks.Callback):
       method watches: `penalty`, its `coefficient`, the `threshold` that prunes, `expected_l0` (L0:
       the share of gates that is open), `transition_fraction` (continuous sparsification: the share of |beta s| < 4);
     - `learned/<path>/<name>`: histogram of `log_alpha` or `s`;
+    - `data_loss`: the loss of the epoch without penalties, where `SparsityLogger` comes before;
     - `natural/global`: the sparsity without the rank that `target_sparsity` asks for;
     - `weights/<path>`: histogram of the kept weights;
     - `mask/<path>`: an image of the mask, white where a weight is kept. Rows are all axes but
@@ -107,6 +108,9 @@ class SparsityTensorBoard(keras.callbacks.Callback):
         step = self._step()
         if step > self.logged:
             self._write_scalars(step)
+        if "data_loss" in (logs or {}):
+            with self.writer.as_default(step):
+                self.tf.summary.scalar("data_loss", logs["data_loss"])
         last = epoch + 1 == self.params.get("epochs")
         if self.histogram_freq and (last or (epoch + 1) % self.histogram_freq == 0):
             self._write_histograms(step)

@@ -4,6 +4,7 @@ import collections.abc
 import contextlib
 import hashlib
 import json
+import numbers
 import os
 import random
 import warnings
@@ -223,7 +224,9 @@ class TicketSearch:
         """What a search that goes on must have in common with the one that was interrupted."""
         digest = hashlib.sha256(b"".join(v.tobytes() for v in _values(_dense_variables(start))))
         settings = {k: v for k, v in trainer.kwargs.items()
-                    if k != "verbose" and isinstance(v, (bool, int, float, str))}
+                    if k != "verbose" and isinstance(v, (bool, numbers.Real, str))}
+        settings = {k: v if isinstance(v, (bool, int, str)) else float(v)
+                    for k, v in settings.items()}
         arguments = {"method": keras.saving.serialize_keras_object(self.method),
                      "rounds": self.rounds, "seed": self.seed,
                      "rewind_step": self.rewind_step if rewind_point is None else None,
@@ -509,6 +512,11 @@ def _check_method(method, prunes):
             raise ValueError(f"{name} has no rounds. A search takes ts.ContinuousSparsification, a "
                              "mask method such as ts.MagnitudePruning, or a method of yours that "
                              "has next_round.")
+        if getattr(method, "controlled", False):
+            raise ValueError(
+                f'{name}(reach="controller") steers one training to a sparsity, and a round only '
+                "prunes on from where the last one ended. Leave target_sparsity out: s0 and the "
+                "rounds decide.")
         return
     if method.compiled or method.regrows or method.needs_probe:
         why = ("updates its masks in the optimizer's step" if method.compiled else

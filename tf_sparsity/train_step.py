@@ -33,10 +33,23 @@ def give_back():
 
 def is_running():
     """Is the train step of a Keras trainer among our callers?"""
+    return _model() is not None
+
+
+def decays_weights():
+    """Has the optimizer of that train step a weight decay?"""
+    optimizer = getattr(_model(), "optimizer", None)
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return bool(getattr(optimizer, "weight_decay", None))
+
+
+def _model():
+    """The model whose train step is among our callers, or None."""
     frame = sys._getframe()
     while frame is not None:
-        if (frame.f_code.co_name == "train_step"
-                and isinstance(frame.f_locals.get("self"), keras.Model)):
-            return True
+        owner = frame.f_locals.get("self")
+        if frame.f_code.co_name == "train_step" and isinstance(owner, keras.Model):
+            return owner
         frame = frame.f_back
-    return False
+    return None

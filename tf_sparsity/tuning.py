@@ -104,7 +104,7 @@ def continuous_sparsification(hp, sparsity, steps, num_samples):
 
 
 def _frequency(steps):
-    return max(1, min(100, steps // 50))
+    return max(1, min(100, steps // 200))  # a controller needs some hundred updates
 
 
 def _ramp(hp, steps):
@@ -150,7 +150,8 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
 
     Raises:
       TypeError, ValueError: for arguments of another type or outside their ranges; if the folder
-        holds a search that began with another dense accuracy or other methods.
+        holds a search with another dense accuracy, other methods or settings. What `train`,
+        `evaluate` or `measure` raise ends the search; called again, it goes on from there.
 
     Example:
 
@@ -184,15 +185,20 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
                         f"num_samples) -> method}}. Received: methods={methods!r}")
     folder = Path(folder)
     dense = Candidate(DENSE, {}, _fraction(evaluate(model)), 0.0, _measured(measure, model), None)
-    _same_search(folder, {"dense_accuracy": dense.accuracy, "within": within,
-                          "methods": sorted(methods), "steps": steps, "seed": seed})
+    _same_search(folder, {
+        "dense_accuracy": dense.accuracy, "within": within, "methods": sorted(methods),
+        "steps": steps, "num_samples": num_samples, "seed": seed,
+        "select": select if select is None or isinstance(select, str) else repr(select)})
+
+    def choose(hp, name):
+        """The method called `name`, with its settings as `hp` has them, or declares them."""
+        with hp.conditional_scope("method", [name]), hp.name_scope(name):
+            return methods[name](hp, hp.Float("sparsity", LEAST, MOST), steps, num_samples)
 
     def run_trial(trial):
         hp = trial.hyperparameters
-        name = hp.Choice("method", sorted(methods))
-        with hp.conditional_scope("method", [name]), hp.name_scope(name):
-            sparsity = hp.Float("sparsity", LEAST, MOST)
-            method = methods[name](hp, sparsity, steps, num_samples)
+        name = hp.get("method")
+        method = choose(hp, name)
         sparse = sparsify(model, method, select=select)
         train(sparse, [callbacks.SparsityUpdate()])
         reached, plain = report(sparse).sparsity, strip(sparse)
@@ -209,7 +215,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
 
     with warnings.catch_warnings():  # keras-tuner 1.4 calls threading.currentThread().getName()
         warnings.filterwarnings("ignore", "(currentThread|getName)", DeprecationWarning)
-        _tuner(run_trial, folder, trials, seed).search(verbose=0)
+        _tuner(run_trial, _space(choose, methods), folder, trials, seed).search(verbose=0)
     found = [Candidate(**json.loads(path.read_text()))
              for path in sorted((folder / "models").glob("*.json"))]
     return result(dense, found, within)
@@ -239,8 +245,11 @@ def _costs(candidate):
 
 
 def _fraction(accuracy):
-    check_number("the accuracy that evaluate returns", float(accuracy), least=0)
-    return float(accuracy)
+    accuracy = float(accuracy)
+    if not 0 <= accuracy <= 1:
+        raise ValueError("evaluate returns the accuracy as a fraction in [0, 1]. Received: "
+                         f"{accuracy:g}")
+    return accuracy
 
 
 def _measured(measure, model):
@@ -267,13 +276,30 @@ def _write(path, value):
     os.replace(new, path)
 
 
-def _tuner(run_trial, folder, trials, seed):
+def _space(choose, methods):
+    """All settings of all methods: keras-tuner would else try a method at its lowest settings
+    first, where it learns that there are any."""
+    import keras_tuner
+
+    space = keras_tuner.HyperParameters()
+    space.Choice("method", sorted(methods))
+    for name in sorted(methods):
+        space.values["method"] = name  # what belongs to another method has no value
+        choose(space, name)
+    return space
+
+
+def _tuner(run_trial, space, folder, trials, seed):
     import keras_tuner
 
     class Search(keras_tuner.Tuner):
         def run_trial(self, trial, **_):
-            return run_trial(trial)
+            try:
+                return run_trial(trial)
+            except Exception as error:  # keras-tuner would count it as a trial and go on
+                raise keras_tuner.errors.FatalError(str(error)) from error
 
     oracle = keras_tuner.oracles.BayesianOptimizationOracle(
-        objective=keras_tuner.Objective("score", "max"), max_trials=trials, seed=seed)
+        objective=keras_tuner.Objective("score", "max"), max_trials=trials, seed=seed,
+        hyperparameters=space)
     return Search(oracle=oracle, directory=str(folder), project_name="tuner")

@@ -9,8 +9,8 @@ from keras import ops
 from tf_sparsity import probes
 from tf_sparsity.kernels import check_is_model, find
 from tf_sparsity.layers import SparseLayer
-from tf_sparsity.method import STEP, UPDATED, group_by_method
-from tf_sparsity.optimizer import SparseOptimizer, find_sparse_optimizer
+from tf_sparsity.method import STEP, UPDATED, Kernel, group_by_method
+from tf_sparsity.optimizer import SparseOptimizer, find_sparse_optimizer, innermost
 
 
 class Updater:
@@ -91,6 +91,26 @@ class Updater:
                                            or not self.optimizer.method.compiled):
             pairs += [(self.optimizer.method, slot) for slot in self.optimizer.slots]
         return pairs
+
+    def exclude_from_weight_decay(self):
+        """Exempts trained state that must not decay, where the optimizer is known."""
+        if self.model is None or not self.model.compiled:
+            return
+        # By name: TensorFlow builds the variables of a subclassed model in its first step only.
+        anywhere = Kernel("", (1, 1), ("in", "out"))
+        names = {rf"\b{name}_{key}(:0)?$" for layer in self.layers
+                 for name, method in layer.methods.items()
+                 for key, spec in method.state(anywhere).items() if not spec.decay}
+        if not names:
+            return
+        optimizer = innermost(self.model.optimizer)
+        # Keras replaces earlier exclusions by new ones; ours are added to the user's.
+        chosen = set(optimizer.__dict__.get("_exclude_from_weight_decay") or ())
+        pattern = optimizer.__dict__.get("_exclude_from_weight_decay_pattern")
+        if pattern is not None:
+            names = {pattern.pattern, *(n for n in names if n not in pattern.pattern)}
+        optimizer.exclude_from_weight_decay(var_names=sorted(names))
+        optimizer._exclude_from_weight_decay |= chosen
 
     # ---- the clock
 
@@ -274,6 +294,7 @@ def update(model):
                              "with ts.SparseOptimizer: there is nothing to update. Call "
                              "ts.sparsify(model, method) first.")
         updater.plan(None)
+        updater.exclude_from_weight_decay()
     else:
         updater.advance()
     updater.check_probe()

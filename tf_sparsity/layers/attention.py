@@ -28,6 +28,14 @@ class SparseAttention:
         return {name: own[name].methods["kernel"] if isinstance(own[name], SparseEinsumDense)
                 else method for name, method in self._methods.items()}
 
+    def inspect(self, name):
+        """That of a projection: `query/kernel` and so on."""
+        if name not in self._methods:
+            raise ValueError(f"Layer '{self.name}' has no method for a kernel {name!r}; it has for "
+                             f"{sorted(self._methods)}.")
+        attribute, _ = PROJECTIONS[name.split("/")[0]]
+        return getattr(self, attribute).inspect("kernel")
+
     def after_build(self):
         for name, (attribute, head_axis) in PROJECTIONS.items():
             dense = self.__dict__.get(attribute)

@@ -240,6 +240,8 @@ class SparseLayer:
             self._fixed = None
 
     def check_bound(self, training):
+        if training and not self.bound and train_step.is_running():
+            self._check_decay()
         waiting = [m for m in self.methods.values() if m.needs_update]
         if training and waiting and not self.bound and (
                 train_step.is_running() or not self._always_training()):
@@ -249,6 +251,18 @@ class SparseLayer:
                 "must be updated between steps, but nothing updates it. Pass "
                 "callbacks=[ts.callbacks.SparsityUpdate()] to fit; in a custom loop call "
                 "ts.update(model) once before the first step and after every step.")
+
+    def _check_decay(self):
+        """Raises if weight decay would pull at gates: the Updater exempts them."""
+        spared = sorted({type(method).__name__ for name, method in self.methods.items()
+                         for spec in method.state(self.kernel_info(name)).values()
+                         if spec.trainable and not spec.decay})
+        if spared and train_step.decays_weights():
+            train_step.give_back()
+            raise ValueError(
+                f"Layer '{self.name}' trains the state of {spared[0]}, which weight decay must "
+                "spare, and the optimizer has a weight decay. Pass "
+                "callbacks=[ts.callbacks.SparsityUpdate()] to fit, which exempts that state.")
 
     def _always_training(self):
         """Does the model call a layer with training=True in its graph (Monte Carlo dropout)?

@@ -148,6 +148,10 @@ class SparseRNN:
     def methods(self):
         return self.cell.methods
 
+    def inspect(self, name="kernel"):
+        """That of the cell: `kernel` or `recurrent_kernel`."""
+        return self.cell.inspect(name)
+
     def call(self, sequences, initial_state=None, mask=None, training=False):
         cell, arguments = self.cell, {"initial_state": initial_state, "mask": mask,
                                       "training": training}

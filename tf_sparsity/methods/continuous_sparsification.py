@@ -10,6 +10,9 @@ from tf_sparsity.method import Spec, check_flag, check_number
 from tf_sparsity.schedule import Ramp
 
 
+LEAST = 1e-20  # of a soft mask that a rank keeps: far from 0 in float32, whatever theta is
+
+
 @keras.saving.register_keras_serializable(package="tf_sparsity")
 class ContinuousSparsification(LearnedMethod):
     r"""Learns a deterministic mask by annealing a sigmoid into a step.
@@ -70,8 +73,8 @@ class ContinuousSparsification(LearnedMethod):
 
     @property
     def preserves_outputs(self):
-        """The hard mask is all ones for s0 > 0, and empty otherwise."""
-        return (self.s0 > 0 or self.ranked) and not self.rescale
+        """The hard mask is all ones for s0 > 0; otherwise empty, or, ranked, the soft one."""
+        return self.s0 > 0 and not self.rescale
 
     def for_run(self, last_step):
         if self.anneal_steps is not None:
@@ -100,7 +103,12 @@ class ContinuousSparsification(LearnedMethod):
         return ops.sum(self.soft_mask(state))
 
     def kept_weight(self, theta, state):
-        return theta * self._factor
+        if not self.ranked:
+            return theta * self._factor
+        # What a rank keeps of s <= 0 has the weight that it had in training, and is not zero.
+        s = ops.convert_to_tensor(state["s"])
+        soft = ops.maximum(ops.sigmoid(state["beta"] * s), LEAST)
+        return theta * ops.where(s > 0, 1.0, soft) * self._factor
 
     def weight(self, theta, state, *, training, seed=None):
         return theta * self.soft_mask(state) if training else self.evaluated(theta, state)

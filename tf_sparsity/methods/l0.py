@@ -67,9 +67,9 @@ class L0Regularization(LearnedMethod):
     `initial_keep=0.9` is that of Gale, Elsen and Hooker 2019, arXiv:1902.09574.
 
     Deviations: one draw of the gates for each step (the authors also draw one for each example);
-    embeddings draw for each looked-up position, as Gale et al. A bias has no gate. With
-    `reach="rank"` a group that is kept although its gate is 0 computes with sigmoid(log alpha),
-    which is near the mean of its gate in training.
+    embeddings draw for each looked-up position, as Gale et al. (with `group="out"`, once). A bias
+    has no gate. With `reach="rank"` a group that is kept although its gate is 0 computes with
+    sigmoid(log alpha), which is near the mean of its gate in training.
     """
 
     def __init__(self, num_samples, *, scale=1.0, ramp=None, group="weight", initial_keep=0.9,
@@ -90,6 +90,15 @@ class L0Regularization(LearnedMethod):
         if not (beta > 0 and gamma < 0 and zeta > 1):
             raise ValueError("The hard concrete distribution needs beta > 0, gamma < 0 and "
                              f"zeta > 1. Received: {beta=}, {gamma=}, {zeta=}")
+        if math.log(-gamma / zeta) <= LOG_ALPHA_RANGE[0]:
+            raise ValueError(f"With {gamma=} and {zeta=} a gate of evaluation is 0 below log alpha "
+                             f"= {math.log(-gamma / zeta):.2f}, and log alpha is clamped at "
+                             f"{LOG_ALPHA_RANGE[0]:.2f}: no gate could ever close. Take gamma "
+                             "further from 0.")
+        low, high = LOG_ALPHA_RANGE
+        if not low <= math.log(initial_keep / (1 - initial_keep)) <= high:
+            raise ValueError("log alpha is clamped to [log 0.01, log 100], so that initial_keep is "
+                             f"in [0.0099, 0.9901]. Received: {initial_keep=}")
         super().__init__(scale / num_samples, ramp, target_sparsity, reach, frequency)
         self.num_samples, self.scale, self.group = num_samples, float(scale), group
         self.initial_keep, self.l2, self.hard_mask = float(initial_keep), float(l2), hard_mask
@@ -116,7 +125,8 @@ class L0Regularization(LearnedMethod):
 
     def unsupported(self, kernel):
         if math.prod(self._gates(kernel)) == 1 and self.group != "weight":
-            return f'it has no {GROUPS[self.group].split(" ", 1)[1]} for gates of group="{self.group}"'
+            what = GROUPS[self.group].split(" ", 1)[1]
+            return f'it has no {what} for gates of group="{self.group}"'
         return None
 
     def _gates(self, kernel):
@@ -188,7 +198,7 @@ class L0Regularization(LearnedMethod):
         log_alpha = state["log_alpha"]
         if training and linear.one_hot and log_alpha.shape[0] == theta.shape[0]:
             # A look-up is linear in the gates of its rows: each position draws its own.
-            gate = self.gate(linear(x, log_alpha), True, seed)
+            gate = self.gate(linear.function(x, ops.convert_to_tensor(log_alpha)), True, seed)
             return linear(x, theta) * ops.cast(gate, linear.dtype)
         return super().forward(linear, x, theta, state, training=training, seed=seed)
 
