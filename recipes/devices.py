@@ -29,8 +29,10 @@ def sharing(count):
 
 
 def synchronized(count):
-    """Whether `BatchNormalization` needs `synchronized=True` to see all of a shared batch: else each
-    device would keep averages of its own, of which only the first's are saved."""
+    """Whether `BatchNormalization` needs `synchronized=True` to see all of a shared batch.
+
+    Without it each device keeps averages of its own, and only those of the first are saved.
+    """
     return count > 1 and keras.config.backend() == "tensorflow"
 
 

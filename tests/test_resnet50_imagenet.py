@@ -527,6 +527,6 @@ def test_a_step_of_the_full_network(data_dir, tmp_path, technique):
     gigabytes = {key: value and round(value / 1e9, 2)
                  for key, value in record["peak_memory"].items()}
     print(f"{technique}: a step of 8 pictures and an evaluation of 12, compiled before: "
-          f"{record['epochs'][1]['seconds']} s; with compilation {record['epochs'][0]['seconds']} s;"
-          f" peak memory {gigabytes} GB")
+          f"{record['epochs'][1]['seconds']} s; with compilation "
+          f"{record['epochs'][0]['seconds']} s; peak memory {gigabytes} GB")
     assert np.isfinite(record["epochs"][1]["loss"])
