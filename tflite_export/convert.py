@@ -125,7 +125,13 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
 
 
 class ExportWarning(UserWarning):
-    """The file is not what was asked for, and the text says why."""
+    """The file is not what was asked for, or could not be run, and the text says why.
+
+    Example:
+        >>> import warnings, tflite_export
+        >>> warnings.simplefilter("error", tflite_export.ExportWarning)  # for a build that must stop
+        >>> warnings.simplefilter("default", tflite_export.ExportWarning)
+    """
 
 
 def _difference(source, tflite, samples, turned, outputs):
