@@ -129,7 +129,7 @@ class ExportWarning(UserWarning):
 
     Example:
         >>> import warnings, tflite_export
-        >>> warnings.simplefilter("error", tflite_export.ExportWarning)  # for a build that must stop
+        >>> warnings.simplefilter("error", tflite_export.ExportWarning)  # a build that must stop
         >>> warnings.simplefilter("default", tflite_export.ExportWarning)
     """
 
