@@ -73,19 +73,24 @@ def randomize(model, sparsity, block=1, seed=0):
                     np.prod(shape[:2]))
                 kernel = draw.normal(0, np.sqrt(2 / fan), shape)
                 if id(layer) in chosen:
-                    kernel = _with_zeros(kernel, sparsity, block, draw)
+                    blocks = block if name == "kernel" else 1  # biases of attention have two axes
+                    kernel = _with_zeros(kernel, sparsity, blocks, draw, _inputs(variable))
                 values.append(kernel)
         layer.set_weights([value.astype("float32") for value in values])
     return model
 
 
-def _with_zeros(kernel, sparsity, block, draw):
-    """Zeros in blocks of consecutive inputs: along the axis before the last of a Conv2D, along the
-    first of other kernels, whose remaining axes are outputs. The output projection of attention has
-    two axes of inputs, of which the inner one is cut."""
-    axis = kernel.ndim - 2 if kernel.ndim == 4 else 0
-    if kernel.ndim == 3 and kernel.shape[-1] > kernel.shape[1]:
-        axis = 1
+def _inputs(variable):
+    """The axis of a kernel along which inputs are consecutive: the one before the last of a Conv2D,
+    the first of other kernels, whose remaining axes are outputs. The output projection of attention
+    has two axes of inputs, of which it is the inner one."""
+    if len(variable.shape) == 4:
+        return 2
+    return 1 if "attention_output" in variable.path else 0
+
+
+def _with_zeros(kernel, sparsity, block, draw, axis):
+    """Zeros in blocks of consecutive inputs."""
     shape = list(kernel.shape)
     shape[axis] //= block
     count = int(np.prod(shape))

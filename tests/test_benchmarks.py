@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 from benchmarks import (learned, mask, measure, networks, readme, step, tflite_conv, tflite_size,
@@ -81,6 +82,20 @@ def test_heads_of_networks_stay_dense(name):
     assert {type(layer).__name__ for layer in chosen} == {"Conv2D"}
     last = model.layers.index(networks.last_average(model))
     assert max(model.layers.index(layer) for layer in chosen) < last
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_blocks_of_zeros_lie_along_the_inputs(block):
+    """Query and output projections of attention have their inputs on different axes."""
+    model = networks.randomize(networks.build(networks.ENCODER), 0.9, block)
+    attention = next(l for l in model.layers if type(l).__name__ == "MultiHeadAttention")
+    query, out = (keras.ops.convert_to_numpy(kernel) for kernel in (
+        attention.query_dense.kernel, attention.output_dense.kernel))
+    assert query.shape == (256, 4, 64) and out.shape == (4, 64, 256)
+    for rows in (query.reshape(256, 256).T, out.reshape(256, 256).T):  # a row for each output
+        kept = (rows.reshape(-1, block) != 0).sum(1)
+        assert set(kept) == {0, block}  # a block is empty or full
+        assert (kept == 0).sum() == round(0.9 * len(kept))
 
 
 def test_a_small_run_does_not_replace_the_results():
