@@ -20,12 +20,15 @@ python -m recipes readme                         the tables of recipes/README.md
 """
 
 
+# What is done with the runs of a recipe
+SHOWN = {"table": tables.show, "plot": plots.show, "report": page.show, "keep": readme.show}
+
+
 def main(argv=None):
     """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"list": list_recipes, "run": run, "sweep": sweep_runs,
-                "table": table, "plot": plot, "report": report, "keep": keep,
-                "readme": write_readme}
+    commands = {"list": list_recipes, "run": run, "sweep": sweep_runs, "readme": write_readme,
+                **{command: shows(command) for command in SHOWN}}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -66,24 +69,13 @@ def sweep_runs(words):
     return min(sweep.run(name, words), 1)
 
 
-def table(words):
-    name, words = _name(words, "table")
-    tables.show(name, words)
+def shows(command):
+    """The command that hands the name of a recipe and the words after it to one of `SHOWN`."""
+    def show(words):
+        name, words = _name(words, command)
+        SHOWN[command](name, words)
 
-
-def plot(words):
-    name, words = _name(words, "plot")
-    plots.show(name, words)
-
-
-def report(words):
-    name, words = _name(words, "report")
-    page.show(name, words)
-
-
-def keep(words):
-    name, words = _name(words, "keep")
-    readme.show(name, words)
+    return show
 
 
 def write_readme(words):

@@ -68,6 +68,13 @@ def pairs(words):
     return found
 
 
+def options(words, defaults):
+    """`defaults` with what `key=value` words give in their place; another key is an error."""
+    given = pairs(words)
+    check_keys(given, defaults)
+    return {**defaults, **given}
+
+
 def check_keys(given, known):
     for key in given:
         if key not in known:

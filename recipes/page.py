@@ -6,10 +6,9 @@ from html import escape
 from pathlib import Path
 
 from recipes import configuration as settings
-from recipes import plots, registry, runner, tables
+from recipes import plots, registry, tables
 from recipes.files import replacing
 
-OPTIONS = {"runs_dir": runner.RUNS, "out": None}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff; }
 table { border-collapse: collapse; margin: 1rem 0 2rem; font-size: 13px; }
@@ -85,9 +84,7 @@ def _table(columns, rows):
 
 def show(name, words):
     """Writes the page, whole or not at all, and says where it is."""
-    given = settings.pairs(words)
-    settings.check_keys(given, OPTIONS)
-    options = OPTIONS | given
+    options = settings.options(words, plots.OPTIONS)
     path = Path(options["out"] or Path(options["runs_dir"]) / name / "report.html")
     text = html(name, options["runs_dir"])
     with replacing(path) as new:

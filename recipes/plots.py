@@ -120,9 +120,7 @@ def _colours(name):
 
 def show(name, words):
     """Draws into a file, and says where it is."""
-    given = settings.pairs(words)
-    settings.check_keys(given, OPTIONS)
-    options = OPTIONS | given
+    options = settings.options(words, OPTIONS)
     path = Path(options["out"] or Path(options["runs_dir"]) / name / "relative_loss.png")
     figure = loss(name, options["runs_dir"])
     with replacing(path) as new:

@@ -56,9 +56,7 @@ def _tables(folder):
 
 def show(name, words):
     """Keeps the results of a recipe and writes the tables anew."""
-    given = settings.pairs(words)
-    settings.check_keys(given, ["runs_dir"])
-    count = keep(name, given.get("runs_dir", runner.RUNS))
+    count = keep(name, settings.options(words, {"runs_dir": runner.RUNS})["runs_dir"])
     print(f"{count} records in {results.FOLDER / name}")
     write()
 

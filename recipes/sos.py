@@ -162,7 +162,7 @@ def images(c, network, train, test, optimizer, last, first=None, augment=None):
       optimizer: a function (configuration, steps of the run) -> a new Keras optimizer.
       augment: as in `Batches`.
     """
-    train, kept_out = _held_out(train, c.holdout)
+    train, kept_out = held_out(train, c.holdout)
 
     def compile(model, steps):
         model.compile(optimizer(c, steps),
@@ -195,12 +195,12 @@ def perform(c, run, task):
     return report(model, task) | {"steps": steps}
 
 
-def _held_out(train, count):
-    """`(training examples, those kept out or None)`."""
+def held_out(train, count, what="images"):
+    """`(training examples, those kept out or None)`; `train` is a tuple of equally long columns."""
     if not count:
         return train, None
     if count >= len(train[0]):
-        raise ValueError(f"holdout={count}: there are {len(train[0])} training images.")
+        raise ValueError(f"holdout={count}: there are {len(train[0])} training {what}.")
     return tuple(a[:-count] for a in train), tuple(a[-count:] for a in train)
 
 

@@ -2,7 +2,7 @@
 
 The paper's second network, in full: tensor2tensor's transformer_base, 61,163,520 parameters, of
 which 61,083,648 are made sparse. `recipes/sos.py` says what each technique does,
-`recipes/transformer.py` what the network is. A run is 500,000 steps, days on one accelerator.
+`recipes/transformer.py` what the network is. A run is 500,000 steps.
 
 Sources: "code" is google-research/google-research, state_of_sparsity; "csv" its result files, in
 recipes/published; "tensor2tensor" its transformer_base. What they leave open is marked assumed.

@@ -59,7 +59,7 @@ def perform(c, run, text, lengths, steps=None):
         translation.package(name)
     subwords = translation.vocabulary(text["train"], c.vocabulary,
                                       Path(run.options["runs_dir"]) / "vocabularies")
-    train, kept_out = _held_out(text["train"], c.holdout)
+    train, kept_out = sos.held_out(text["train"], c.holdout, "pairs")
     batches = _batches(subwords, train, lengths, c, steps)
     if batches.left_out:
         print(f"{batches.left_out} of {len(train[0])} training pairs are longer than "
@@ -91,15 +91,6 @@ def compile(model, c):
     model.compile(keras.optimizers.Adam(rate, *BETAS, epsilon=EPSILON),
                   transformer.SmoothedCrossEntropy(REGULARIZATIONS[c.regularization][1]),
                   weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
-
-
-def _held_out(train, count):
-    """`(training pairs, those kept out or None)`."""
-    if not count:
-        return train, None
-    if count >= len(train[0]):
-        raise ValueError(f"holdout={count}: there are {len(train[0])} training pairs.")
-    return tuple(side[:-count] for side in train), tuple(side[-count:] for side in train)
 
 
 def _batches(subwords, pairs, lengths, c, steps=None):

@@ -122,6 +122,5 @@ def _seconds(record):
 
 def show(name, words):
     """Prints the table as Markdown."""
-    given = settings.pairs(words)
-    settings.check_keys(given, ["runs_dir"])
-    print(results.markdown(*rows(name, given.get("runs_dir", runner.RUNS))))
+    options = settings.options(words, {"runs_dir": runner.RUNS})
+    print(results.markdown(*rows(name, options["runs_dir"])))

@@ -219,6 +219,14 @@ def test_save_writes_and_never_overwrites(pruned, tmp_path):
     exported.save(path, overwrite=True)
     assert path.read_bytes() == exported.tflite
     assert os.listdir(tmp_path) == ["model.tflite"]
+    os.mkfifo(tmp_path / "pipe")  # what is no file is not replaced either
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        exported.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name"):
+        exported.save(tmp_path, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="The folder of .* is not there"):
+        exported.save(tmp_path / "absent" / "model.tflite")
 
 
 def test_a_failing_save_leaves_the_old_file(pruned, tmp_path, monkeypatch):

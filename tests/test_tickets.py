@@ -408,7 +408,8 @@ def test_a_directory_of_another_search(tmp_path):
             (search_with(pruning(0.3), rounds=1), {}, "with method"),
             (search_with(pruning(), rounds=2), {}, "with rounds 1; those of this one are 2"),
             (search_with(pruning(), rounds=1, select="conv"), {}, "with kernels"),
-            (search_with(pruning(), rounds=1), {"epochs": 3}, "with arguments of fit")]:
+            (search_with(pruning(), rounds=1), {"epochs": 3}, "with arguments of fit"),
+            (search_with(pruning(), rounds=1), {"epochs": np.int64(3)}, "with arguments of fit")]:
         with pytest.raises(ValueError, match=text):
             fit(other, model, directory=tmp_path, **kwargs)
     model.layers[0].kernel.assign(model.layers[0].kernel * 2.0)

@@ -223,10 +223,9 @@ class TicketSearch:
     def _arguments(self, start, search, trainer, rewind_point):
         """What a search that goes on must have in common with the one that was interrupted."""
         digest = hashlib.sha256(b"".join(v.tobytes() for v in _values(_dense_variables(start))))
-        settings = {k: v for k, v in trainer.kwargs.items()
-                    if k != "verbose" and isinstance(v, (bool, numbers.Real, str))}
-        settings = {k: v if isinstance(v, (bool, int, str)) else float(v)
-                    for k, v in settings.items()}
+        settings = {k: v if isinstance(v, (int, str)) else float(v)  # NumPy's are not for JSON
+                    for k, v in trainer.kwargs.items()
+                    if k != "verbose" and isinstance(v, (numbers.Real, str))}
         arguments = {"method": keras.saving.serialize_keras_object(self.method),
                      "rounds": self.rounds, "seed": self.seed,
                      "rewind_step": self.rewind_step if rewind_point is None else None,

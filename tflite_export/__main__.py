@@ -91,8 +91,8 @@ def _convert(arguments):
     outputs = [path for path in (arguments.output, arguments.html, arguments.json) if path]
     _refuse_missing(arguments.model)
     for path in outputs:
-        files.refuse_overwrite(path, arguments.overwrite)
         files.refuse_no_place(path)
+        files.refuse_overwrite(path, arguments.overwrite)
     data = _data(arguments.representative_data)
     with quiet(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ExportWarning)

@@ -7,8 +7,8 @@ import os
 def write(path, data, *, overwrite=False):
     """Writes bytes to `path`, whole or not at all, and returns the path as text."""
     path = os.fspath(path)
-    refuse_overwrite(path, overwrite)
     refuse_no_place(path)
+    refuse_overwrite(path, overwrite)
     partial = f"{path}.{os.getpid()}.partial"
     try:
         with open(partial, "xb") as file:
@@ -33,7 +33,7 @@ def refuse_no_place(path):
 
 def refuse_overwrite(path, overwrite=False):
     """Raises FileExistsError if `path` is there and must not be replaced."""
-    if os.path.isfile(path) and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise FileExistsError(
             f"{path} exists already; to replace it, say overwrite=True, or --overwrite on the "
             "command line."
