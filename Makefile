@@ -28,6 +28,7 @@ test-slow: $(VENV)/test.stamp
 test-arm: $(VENV)/test.stamp build/arm/made.stamp
 	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm graphs
 	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm networks
+	cd tests && KERAS_BACKEND=tensorflow ../$(RUN) -m arm ../build/arm exports
 
 bench: $(VENV)/test.stamp
 	$(RUN) -m benchmarks

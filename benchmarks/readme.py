@@ -152,7 +152,8 @@ def instructions_table(result):
 
 def arm_table(result):
     """Multiply-adds that the stock aarch64 runtime executes: no time, for emulation has none."""
-    newest = result["versions"]["LiteRT on ARM"][0]
+    newest = max((v for v in result["versions"]["LiteRT on ARM"] if v[0].isdigit()),
+                 key=lambda version: [int(part) for part in version.split(".")])
     rows = []
     for name, by_version in result["outcomes"].items():
         _, network, storage = name.split("/")

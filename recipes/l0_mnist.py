@@ -123,6 +123,21 @@ def table(runs):
          "compression", "epochs", "seeds"], rows)
 
 
+def headlines(runs):
+    """(what, paper, published, ours, its runs) of each network: the longest runs."""
+    for model, name in NAMES.items():
+        of_model = [run for run in runs if run["model"] == model]
+        if not of_model:
+            continue
+        most = max((run["settings"]["epochs"], run["settings"]["scale"]) for run in of_model)
+        used = [run for run in of_model
+                if (run["settings"]["epochs"], run["settings"]["scale"]) == most]
+        yield (f"L0, {name}", "Louizos et al. 2018",
+               "; ".join(f"{left} at {100 * error:.1f} %" for left, error in PUBLISHED[model]),
+               ", ".join(run["architecture"] for run in used) + " at "
+               + results.spread(100 * run["error"] for run in used) + f" %, {most[0]} epochs", used)
+
+
 def differences(result):
     """Sentences: where the numbers differ from the published ones, and the likely reason."""
     for left, error in PUBLISHED[result["model"]]:

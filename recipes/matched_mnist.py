@@ -149,6 +149,18 @@ def table(runs):
          "of the layers", "seconds", "epochs", "seeds"], rows)
 
 
+def headlines(runs):
+    """(what, paper, published, ours, its runs): test accuracies at the first sparsity."""
+    cases = {}
+    for run in runs:
+        for case in run["cases"]:
+            if case["asked"] == SPARSITIES[0] and run["settings"]["reach"] == "controller":
+                cases.setdefault(case["method"], []).append(100 * case["accuracy"])
+    ours = ", ".join(f"{name} {results.spread(values)}" for name, values in cases.items())
+    yield (f"four methods at {SPARSITIES[0]:g}, LeNet-300-100", "none", "",
+           f"accuracy %: {ours}", [r for r in runs if r["settings"]["reach"] == "controller"])
+
+
 def differences(result):
     """One line for each training; there is no published number to differ from."""
     for case in result["cases"]:

@@ -179,6 +179,19 @@ def table(runs):
          "the file's %", "images on emulated ARM", "of another class there", "seeds"], rows)
 
 
+def headlines(runs):
+    """(what, paper, published, ours, its runs): the file of the sparsest network."""
+    found = []
+    for run in runs:
+        case = run["cases"][-1]
+        entry = case["exports"][list(EXPORTS).index("int8 storage")]
+        found.append((case["model"], 100 * entry["accuracy"], entry["bytes"] / 1000))
+    model, accuracies, kilobytes = zip(*found)
+    yield ("a small MobileNetV2, exported", "none", "",
+           f"{model[0]}, int8 storage: {results.spread(accuracies)} % of the test images, "
+           f"{results.spread(kilobytes, '.0f')} kB", runs)
+
+
 def differences(result):
     yield "There is no published number for this network."
     yield from results.shortened(result, EPOCHS)

@@ -10,10 +10,12 @@ from recipes.files import replacing
 LINES = ("-", "--", ":", "-.")  # of several curves of a technique
 OPTIONS = {"runs_dir": runner.RUNS, "out": None}
 DPI = 110
+COLUMNS = 4  # of panels
 
 
 def curves(name, runs_dir):
-    """{label: [(sparsity, relative loss, sd over seeds)]} of the complete runs, by sparsity.
+    """{network: {label: [(sparsity, relative loss, sd over seeds)]}} of the complete runs, by
+    sparsity; the network is None where a recipe has one.
 
     Raises:
       ValueError: if there is no sparse run with a dense one to compare it with.
@@ -28,13 +30,15 @@ def curves(name, runs_dir):
                   for report in reports]
         if technique != "dense" and None not in losses:
             spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-            found.setdefault(tables.label(key, name), []).append(
+            of_network = found.setdefault(registry.network(name, dict(key[2])), {})
+            of_network.setdefault(tables.label(key, name), []).append(
                 (tables.met(key, reports), statistics.fmean(losses), spread))
     if not found:
         raise ValueError(f"{runs_dir} has no complete run of {name} with a dense one of the same "
                          f"settings. Make them: python -m recipes sweep {name} "
                          f"runs_dir={runs_dir}")
-    return {label: sorted(points) for label, points in found.items()}
+    return {network: {label: sorted(points) for label, points in of_network.items()}
+            for network, of_network in sorted(found.items(), key=str)}
 
 
 def published(network):
@@ -46,23 +50,24 @@ def published(network):
 
 
 def loss(name, runs_dir):
-    """A figure of three panels, ours and the two networks of the paper, by per cent of the dense
-    quality."""
+    """A figure with a panel for each of our networks and for the two of the paper, by per cent of
+    the dense quality."""
     ours = curves(name, runs_dir)
-    figure = _figure(15, 5)
-    panels = figure.subplots(1, 1 + len(state_of_sparsity.FILES), sharey=True)
+    panels = _figure(5 * (len(ours) + len(state_of_sparsity.FILES)), 5).subplots(
+        1, len(ours) + len(state_of_sparsity.FILES), sharey=True)
     colour = _colours(name)
-    drawn = []
-    for label, points in ours.items():
-        technique = label.split()[0]
-        style = LINES[drawn.count(technique) % len(LINES)]
-        drawn.append(technique)
-        sparsities, losses, spreads = zip(*points)
-        panels[0].errorbar([100 * s for s in sparsities], [100 * v for v in losses],
+    for panel, (network, of_network) in zip(panels, ours.items()):
+        drawn = []
+        for label, points in of_network.items():
+            technique = label.split()[0]
+            style = LINES[drawn.count(technique) % len(LINES)]
+            drawn.append(technique)
+            sparsities, losses, spreads = zip(*points)
+            panel.errorbar([100 * s for s in sparsities], [100 * v for v in losses],
                            [100 * v for v in spreads], marker="o", capsize=2, label=label,
                            color=colour[technique], linestyle=style)
-    panels[0].set(title=f"ours: {name}", ylabel="loss relative to dense, %")
-    for panel, network in zip(panels[1:], state_of_sparsity.FILES):
+        panel.set(title=" ".join(filter(None, [f"ours: {name}", network])))
+    for panel, network in zip(panels[len(ours):], state_of_sparsity.FILES):
         for technique, points in published(network).items():
             panel.plot(*([100 * v for v in values] for values in zip(*points)), marker="o",
                        label=technique, color=colour[technique])
@@ -70,13 +75,14 @@ def loss(name, runs_dir):
     for panel in panels:
         panel.set(xlabel="sparsity, %", yscale="symlog")
         panel.axhline(0, color="grey", linewidth=1)
-        panel.legend(fontsize=8)
-    return figure
+        panel.legend(fontsize=7)
+    panels[0].set(ylabel="loss relative to dense, %")
+    return panels[0].figure
 
 
 def layers(name, runs_dir):
-    """A figure of the sparsity of each kernel, first to last: a panel for each sparsity asked for,
-    a line for each configuration, the mean over its seeds.
+    """A figure of the sparsity of each kernel, first to last: a panel for each network and sparsity
+    asked for, a line for each configuration, the mean over its seeds.
 
     Raises:
       ValueError: if there is no sparse run.
@@ -84,15 +90,18 @@ def layers(name, runs_dir):
     panels = {}
     for key, some in tables.groups(tables.records(name, runs_dir)).items():
         if key[0] != "dense":
-            panels.setdefault(key[1], []).append((key, [record["report"]["kernels"]
-                                                        for record in some]))
+            place = registry.network(name, dict(key[2])) or "", key[1]
+            panels.setdefault(place, []).append((key, [record["report"]["kernels"]
+                                                       for record in some]))
     if not panels:
         raise ValueError(f"{runs_dir} has no complete sparse run of {name}. Make them: "
                          f"python -m recipes sweep {name} runs_dir={runs_dir}")
-    figure, colour = _figure(5 * len(panels), 5), _colours(name)
-    for axes, sparsity in zip(figure.subplots(1, len(panels), squeeze=False)[0], sorted(panels)):
-        drawn = []
-        for key, found in panels[sparsity]:
+    columns, colour = min(len(panels), COLUMNS), _colours(name)
+    rows = -(-len(panels) // columns)
+    figure = _figure(5 * columns, 5 * rows)
+    for number, place in enumerate(sorted(panels), 1):
+        axes, drawn = figure.add_subplot(rows, columns, number), []
+        for key, found in panels[place]:
             means = [100 * statistics.fmean(of_layer) for of_layer in zip(
                 *([kernel["sparsity"] for kernel in kernels] for kernels in found))]
             axes.plot(range(len(means)), means, marker="o", label=tables.label(key, name),
@@ -100,7 +109,7 @@ def layers(name, runs_dir):
             drawn.append(key[0])
         names = [kernel["name"].removesuffix("/kernel") for kernel in found[0]]
         axes.set_xticks(range(len(names)), labels=names, rotation=90, fontsize=7)
-        axes.set(title=f"asked: {sparsity:g}", ylabel="zeros, %", ylim=(-3, 103))
+        axes.set(title=f"{place[0]} asked: {place[1]:g}".strip(), ylabel="zeros, %", ylim=(-3, 103))
         axes.legend(fontsize=6)
     return figure
 

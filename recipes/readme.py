@@ -7,13 +7,13 @@ complete to recipes/results/, as RECIPE/HASH/record.json, and draws their plots.
 import importlib
 
 from recipes import configuration as settings
-from recipes import plots, registry, results, runner, tables
+from recipes import findings, plots, registry, results, runner, tables
 from recipes.files import replacing, write_json
 
 README = results.FOLDER.parent / "README.md"
 # Those that are programs of their own and have a table.
 PROGRAMS = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
-            "mobilenet_cifar")
+            "tickets_cifar_narrow_short", "mobilenet_cifar")
 PLOTS = {"relative_loss.png": plots.loss, "layers.png": plots.layers}
 
 
@@ -50,8 +50,34 @@ def _tables(folder):
     """{recipe: Markdown}; of the runner's recipes those that have kept results."""
     found = {name: importlib.import_module(f"recipes.{name}").table(results.read(name, folder))
              for name in PROGRAMS}
-    return found | {name: results.markdown(*tables.rows(name, folder))
-                    for name in registry.RECIPES if tables.records(name, folder)}
+    found["overview"] = overview(folder)
+    kept = [name for name in registry.RECIPES if tables.records(name, folder)]
+    found |= {name: results.markdown(*tables.rows(name, folder)) for name in kept}
+    if kept:
+        found |= {f"findings, {name}": table for name, table in findings.markdown(folder).items()}
+    return found
+
+
+def overview(folder):
+    """What each recipe has come to, in a line for each of its networks, as Markdown."""
+    lines = []
+    for name in PROGRAMS:
+        runs, module = results.read(name, folder), importlib.import_module(f"recipes.{name}")
+        for *headline, used in module.headlines(runs) if runs else ():
+            lines.append([name, *headline, f"`{used[0]['command']}`",
+                          results.spread((run["seconds"] for run in used), ".0f"),
+                          results.seeds(used)])
+    for name in registry.RECIPES:
+        for *headline, used in findings.headlines(name, folder):
+            seconds = {}
+            for record in used:
+                seconds[record["seed"]] = (seconds.get(record["seed"], 0)
+                                           + sum(epoch["seconds"] for epoch in record["epochs"]))
+            lines.append([name, *headline, f"`python -m recipes sweep {name}`",
+                          results.spread(seconds.values(), ".0f"),
+                          results.seeds([{"seed": seed} for seed in seconds])])
+    return results.markdown(["recipe", "what", "paper", "published", "ours", "command",
+                             "seconds of training", "seeds"], lines)
 
 
 def show(name, words):

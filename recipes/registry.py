@@ -6,7 +6,9 @@
 - `run(configuration, run)`, which trains and returns the final report, a dict for JSON;
 - `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, sentences that say how
   the schedule differs from the paper's;
-- `MEASURE`, what its runs are compared by, where that is not `ACCURACY`.
+- `MEASURE`, what its runs are compared by, where that is not `ACCURACY`;
+- `NETWORK`, the setting that says which network is trained, where there are several: each has its
+  own panel in plots.
 """
 
 import dataclasses
@@ -51,6 +53,13 @@ def load(name):
 def measure(name):
     """The `Measure` of a recipe."""
     return getattr(load(name), "MEASURE", ACCURACY)
+
+
+def network(name, configuration):
+    """Which of a recipe's networks a configuration, a dict, trains: a word, or None for the only
+    one."""
+    setting = getattr(load(name), "NETWORK", None)
+    return setting and f"{setting}={configuration[setting]}"
 
 
 def first_line(module):

@@ -56,6 +56,8 @@ class Configuration(DEFAULTS):
                         choices=("mnist", "digits"))
 
 
+NETWORK = "model"
+
 # What the paper's tables have: every technique at every sparsity. `sweep` runs it.
 GRID = (
     {"technique": ("dense",)},

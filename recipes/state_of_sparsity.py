@@ -47,16 +47,28 @@ def runs(network, technique):
             for row in rows(name) for t in thresholds]
 
 
-def best(network, technique):
-    """[(sparsity, accuracy or BLEU)]: for each target the best run at least as sparse.
+def best_at(network, technique, target):
+    """(sparsity, accuracy or BLEU) of the best run at least as sparse, or None.
 
     The best of many runs, chosen by the number that is reported.
     """
-    found = []
-    for target in TARGETS:
-        fitting = [(quality, sparsity) for sparsity, quality in runs(network, technique)
-                   if sparsity >= target - SHORT]
-        if fitting:
-            quality, sparsity = max(fitting)
-            found.append((sparsity, quality))
-    return list(dict.fromkeys(found))
+    fitting = [(quality, sparsity) for sparsity, quality in runs(network, technique)
+               if sparsity >= target - SHORT]
+    return max(fitting)[::-1] if fitting else None
+
+
+def best(network, technique):
+    """[(sparsity, accuracy or BLEU)]: `best_at` each target, without repetition."""
+    found = [best_at(network, technique, target) for target in TARGETS]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def second_lives(sparsity):
+    """{what: top-1 accuracies of its runs} of ResNet-50 under the masks of magnitude runs."""
+    found = {"lottery": [float(row["accuracy"]) for row in rows("rn50_lottery_ticket")
+                         if float(row["sparsity"]) == sparsity]}
+    for row in rows("rn50_scratch_lr_scaled"):
+        if float(row["sparsity"]) == sparsity and row["init method"] == "baseline":
+            what = {"1": "scratch_e", "2": "scratch_b"}[row["time multiplier"]]
+            found[what] = [float(row[f"Run {i}"]) for i in range(1, 10)]
+    return found

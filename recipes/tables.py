@@ -45,8 +45,8 @@ def relative_loss(key, quality, dense, kind):
     """
     technique, sparsity, own, backend = key
     own = dict(own)
-    changed = settings.changed(kind, {"technique": technique, "sparsity": sparsity, **own})
-    given = {k: own[k] for k in (word.partition("=")[0] for word in changed) if k in own}
+    words = settings.changed(kind, {"technique": technique, "sparsity": sparsity, **own})
+    given = {k: own[k] for k in (word.partition("=")[0] for word in words) if k in own}
     usual = settings.usual_values(kind, {**given, "technique": "dense"})
     for wanted in (own, usual):
         for (of_dense, where), value in dense.items():
@@ -83,14 +83,14 @@ def rows(name, runs_dir):
 
 def _row(key, some, dense, kind, measure):
     technique, sparsity, own, backend = key
-    changed = _changed(key, kind)
+    words = " ".join(changed(key, kind))
     reports = [record["report"] for record in some]
     quality = [report[measure.key] for report in reports]
     loss = relative_loss(key, statistics.fmean(quality), dense, kind)
     layers = zip(*([kernel["sparsity"] for kernel in report["kernels"]] for report in reports))
     natural = [report["natural"] for report in reports if report["natural"] is not None]
     trained = [record for record in some if record["epochs"]]
-    return [technique, f"{met(key, reports):g}", changed,
+    return [technique, f"{met(key, reports):g}", words,
             results.spread([measure.unit * value for value in quality]),
             "" if loss is None else f"{100 * loss:.2f}",
             " - ".join(f"{statistics.fmean(layer):.3f}" for layer in layers),
@@ -100,19 +100,20 @@ def _row(key, some, dense, kind, measure):
             results.seeds([{"seed": record["seed"]} for record in some])]
 
 
-def _changed(key, kind):
-    """The settings that differ from the defaults, as words."""
+def changed(key, kind):
+    """The settings that differ from the defaults, as a list of words."""
     technique, sparsity, own, _ = key
     followed = {"technique": technique, "sparsity": sparsity}
-    return " ".join(word for word in settings.changed(kind, {**followed, **dict(own)})
-                    if word.partition("=")[0] not in followed)
+    return [word for word in settings.changed(kind, {**followed, **dict(own)})
+            if word.partition("=")[0] not in followed]
 
 
 def label(key, name):
-    """What a curve is called: everything but the sparsity."""
-    technique, _, _, backend = key
-    changed = _changed(key, registry.load(name).Configuration)
-    return " ".join(filter(None, [technique, changed, f"({backend})"]))
+    """What a curve is called: everything but the sparsity and the network."""
+    technique, _, own, backend = key
+    words = changed(key, registry.load(name).Configuration)
+    network = registry.network(name, dict(own))
+    return " ".join([technique, *(w for w in words if w != network), f"({backend})"])
 
 
 def _seconds(record):

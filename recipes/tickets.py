@@ -178,6 +178,18 @@ def plot(runs, path, name):
     figure.savefig(path, dpi=120)
 
 
+def headlines(runs, network):
+    """(what, paper, published, ours, its runs): the sparsest point of each curve."""
+    sparsest = {}
+    for (method, _, _), found in points(runs).items():
+        left = statistics.fmean(entry["left"] for _, entry in found)
+        if method not in sparsest or left < sparsest[method][0]:
+            accuracy = results.spread(100 * (1 - entry["error"]) for _, entry in found)
+            sparsest[method] = left, f"{method} {accuracy} % at {100 * left:.1f} % left"
+    yield (f"lottery tickets, {network}", "Savarese et al. 2020", "",
+           "; ".join(text for _, text in sparsest.values()), runs)
+
+
 def points_of(result):
     """A sentence for each point."""
     for entry in result["cases"]:

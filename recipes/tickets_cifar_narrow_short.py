@@ -34,6 +34,7 @@ FULL = 4, {
 SMOKE = 1, {"s0": (0.02,), "rounds": 1, "pruning_rounds": 1, "sparsities": (0.8,)}
 
 table = tickets.table
+headlines = partial(tickets.headlines, network="narrow ResNet-20")
 
 
 def load(args):

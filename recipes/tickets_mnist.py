@@ -8,6 +8,7 @@ shows all results in the folder.
 """
 
 import sys
+from functools import partial
 
 from recipes import arrays, lenet, tickets
 
@@ -27,6 +28,7 @@ FULL = 10, {
 SMOKE = 2, {"s0": (0.02,), "rounds": 2, "pruning_rounds": 2, "sparsities": (0.8,)}
 
 table = tickets.table
+headlines = partial(tickets.headlines, network="LeNet-300-100")
 
 
 def differences(result):

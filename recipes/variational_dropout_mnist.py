@@ -56,17 +56,17 @@ def rate(model, epochs):
     return lambda epoch: RATE * min(1.0, (1 - epoch / epochs) / (1 - flat))
 
 
-def method(num_samples, steps, train_clip, threshold=THRESHOLD):
-    ramp = ts.Ramp(*(round(share * steps) for share in WARM_UP))
+def method(num_samples, steps, warm_up, train_clip, threshold=THRESHOLD):
+    ramp = ts.Ramp(*(round(share * steps) for share in warm_up))
     return ts.VariationalDropout(num_samples, ramp=ramp, threshold=threshold,
                                  initial_log_sigma2=LOG_SIGMA2, train_clip=train_clip)
 
 
-def run(model_name, train, test, epochs, seed, train_clip):
+def run(model_name, train, test, epochs, seed, warm_up, train_clip):
     """Trains once; returns what is specific to this recipe in a result."""
     keras.utils.set_random_seed(seed)
     steps = epochs * -(-len(train[0]) // BATCH)
-    model = ts.sparsify(lenet.MODELS[model_name](), method(len(train[0]), steps, train_clip))
+    model = ts.sparsify(lenet.MODELS[model_name](), method(len(train[0]), steps, warm_up, train_clip))
     started = time.monotonic()
     history = lenet.train(
         model, train, test, epochs=epochs, batch=BATCH, optimizer=keras.optimizers.Adam(RATE),
@@ -76,7 +76,7 @@ def run(model_name, train, test, epochs, seed, train_clip):
     evaluated = []
     for threshold in THRESHOLDS[model_name]:
         other = ts.sparsify(lenet.MODELS[model_name](),
-                            method(len(train[0]), steps, train_clip, threshold))
+                            method(len(train[0]), steps, warm_up, train_clip, threshold))
         other.set_weights(model.get_weights())
         report = ts.report(other)
         evaluated.append({
@@ -90,9 +90,9 @@ def run(model_name, train, test, epochs, seed, train_clip):
             "history": history}
 
 
-def settings(epochs, train_clip):
+def settings(epochs, warm_up, train_clip):
     return {"batch": BATCH, "epochs": epochs, "optimizer": "Adam", "rate": RATE,
-            "warm_up": list(WARM_UP), "threshold": THRESHOLD, "initial_log_sigma2": LOG_SIGMA2,
+            "warm_up": list(warm_up), "threshold": THRESHOLD, "initial_log_sigma2": LOG_SIGMA2,
             "train_clip": train_clip}
 
 
@@ -105,14 +105,16 @@ def table(runs):
         for run in runs:
             if run["model"] == model:
                 clip = "yes" if run["settings"].get("train_clip", False) else "no"
-                groups.setdefault((run["settings"]["epochs"], clip), []).append(run)
-        for (epochs, clip), chosen in sorted(groups.items()) or [(("", ""), [])]:
+                epochs = run["settings"]["epochs"]
+                warm_up = " to ".join(f"{share * epochs:g}" for share in run["settings"]["warm_up"])
+                groups.setdefault((epochs, clip, warm_up), []).append(run)
+        for (epochs, clip, warm_up), chosen in sorted(groups.items()) or [(("", "", ""), [])]:
             rows.append([NAMES[model], threshold, *sum(published, []),
-                         *_ours(chosen, threshold), clip, epochs, results.seeds(chosen)])
+                         *_ours(chosen, threshold), clip, warm_up, epochs, results.seeds(chosen)])
     return results.markdown(
         ["network", "threshold", "paper: error %", "compression", "Gale et al.: error %",
          "compression", "ours: error %", "compression", "sparsity of the layers %",
-         "means clipped", "epochs", "seeds"], rows)
+         "means clipped", "warm-up, epochs", "epochs", "seeds"], rows)
 
 
 def _ours(runs, threshold):
@@ -127,6 +129,23 @@ def _ours(runs, threshold):
 
 def _published(entry):
     return ["", ""] if entry is None else [f"{100 * entry[0]:.2f}", f"{entry[2]:.0f}x"]
+
+
+def headlines(runs):
+    """(what, paper, published, ours, its runs) of each network: the longest runs at the authors'
+    threshold, trained as they train."""
+    for model, name in NAMES.items():
+        of_model = [run for run in runs if run["model"] == model]
+        if not of_model:
+            continue
+        order = [(run["settings"]["epochs"], run["settings"].get("train_clip", False),
+                  tuple(run["settings"]["warm_up"]) == WARM_UP) for run in of_model]
+        used = [run for run, place in zip(of_model, order) if place == max(order)]
+        published = "; ".join(f"{source}: {compression:.0f}x at {100 * error:.2f} %" for
+                              source, (error, _, compression) in PUBLISHED[model, THRESHOLD].items())
+        error, compression, _ = _ours(used, THRESHOLD)
+        yield (f"sparse variational dropout, {name}", "Molchanov et al. 2017", published,
+               f"{compression} at {error} %, {max(order)[0]} epochs", used)
 
 
 def differences(result):
@@ -159,14 +178,19 @@ def main(argv=None):
     parser.add_argument("--train-clip", choices=("yes", "no"),
                         default="yes" if TRAIN_CLIP else "no",
                         help="zero the means of pruned weights in training too, as the authors do")
+    parser.add_argument("--warm-up", type=float, nargs=2, default=WARM_UP, metavar=("FROM", "TO"),
+                        help="the shares of the run between which the coefficient of the KL rises "
+                             "from 0 to 1")
     args = parser.parse_args(argv)
     clip = args.train_clip == "yes"
     train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
-    result = results.common(RECIPE, argv, name, args.seed, settings(epochs, clip))
-    result |= run(args.model, train, test, epochs, args.seed, clip)
+    result = results.common(RECIPE, argv, name, args.seed, settings(epochs, args.warm_up, clip))
+    result |= run(args.model, train, test, epochs, args.seed, args.warm_up, clip)
+    other = "" if tuple(args.warm_up) == WARM_UP else "_warmup{:g}-{:g}".format(*args.warm_up)
     clipped = "_clipped" if clip else ""
-    results.finish(result, args, f"{RECIPE}_{args.model}{clipped}_{epochs}epochs", differences)
+    results.finish(result, args, f"{RECIPE}_{args.model}{clipped}{other}_{epochs}epochs",
+                   differences)
     return 0
 
 

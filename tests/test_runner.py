@@ -15,7 +15,7 @@ import pytest
 
 import tf_sparsity as ts
 from recipes import __main__ as command
-from recipes import (arrays, configuration, machine, plots, readme, registry, runner, sos,
+from recipes import (arrays, configuration, findings, machine, plots, readme, registry, runner, sos,
                      sos_resnet20_cifar, state_of_sparsity, tables, training)
 from recipes.configuration import setting
 
@@ -411,12 +411,12 @@ def test_holdout_is_kept_out(run):
 # ---- tables
 
 
-def stored(folder, seed, accuracy, epochs=3, backend="jax", **own):
+def stored(folder, seed, accuracy, epochs=3, backend="jax", model="lenet300", **own):
     """A complete record, as small as tables, plots and the page need it."""
     record = {"status": "complete", "seed": seed, "epochs": [{"seconds": 5.0 + seed}] * 2,
               "where": {"backend": backend}, "versions": {"keras": "3.15.1", "jax": None},
               "digest": f"hash{seed}", "command": f"run --seed {seed} <here>", "seconds": 12.0,
-              "configuration": {"seed": seed, "epochs": epochs, **own},
+              "configuration": {"seed": seed, "epochs": epochs, "model": model, **own},
               "report": {"accuracy": accuracy, "natural": None,
                          "kernels": [{"name": "dense1/kernel", "sparsity": 0.5},
                                      {"name": "classes/kernel", "sparsity": 0.25}]}}
@@ -450,8 +450,10 @@ def test_plot_of_the_runs(tmp_path, capsys):
     for seed, accuracy in ((0, 0.931), (1, 0.833)):
         stored(tmp_path, seed, accuracy, technique="random", sparsity=0.5)
     # 1 - 0.931 / 0.98 = 0.05 and 1 - 0.833 / 0.98 = 0.15
-    (curve,) = plots.curves(NAME, tmp_path).items()
-    assert curve[0] == "random epochs=3 (jax)"
+    stored(tmp_path, 2, 0.5, technique="random", sparsity=0.5, model="lenet5")  # none is dense
+    ((network, curves),) = plots.curves(NAME, tmp_path).items()
+    (curve,) = curves.items()
+    assert network == "model=lenet300" and curve[0] == "random epochs=3 (jax)"
     assert curve[1] == [pytest.approx((0.5, 0.1, 0.05 * 2 ** 0.5))]
     assert command.main(["plot", NAME, f"runs_dir={tmp_path}", f"out={tmp_path / 'a.png'}"]) == 0
     assert (tmp_path / "a.png").stat().st_size > 10_000
@@ -492,7 +494,8 @@ def test_results_that_are_kept(tmp_path):
     assert sorted(path.relative_to(kept / NAME).as_posix() for path in kept.rglob("*.*")) == [
         "hash0/record.json", "hash1/record.json", "layers.png", "relative_loss.png"]
     marks = "".join(f"<!-- {name}: made by recipes/readme.py --><!-- end of {name} -->"
-                    for name in (*readme.PROGRAMS, NAME))
+                    for name in ("overview", *readme.PROGRAMS, NAME,
+                                 *(f"findings, {table}" for table in findings.TABLES)))
     assert "| random | 0.5 | epochs=3 | 93.10 |" in readme.filled(marks, kept)
     with pytest.raises(ValueError, match=f"no place for the table of {NAME}"):
         readme.filled(marks.replace(NAME, ""), kept)
@@ -512,6 +515,27 @@ def test_the_best_published_runs(network, technique, sparsity, quality):
 def test_published_dense_runs():
     assert state_of_sparsity.dense("ResNet-50") == pytest.approx(0.7669, abs=5e-5)
     assert state_of_sparsity.dense("Transformer") == pytest.approx(27.29, abs=5e-3)
+
+
+def test_findings_set_ours_beside_the_published(tmp_path):
+    for seed, accuracy in ((0, 0.98), (1, 0.98)):
+        stored(tmp_path, seed, accuracy, technique="dense", epochs=10)
+    # relative losses of 5 and 15 %, 10 % and 20 %
+    for seed, accuracy in ((0, 0.931), (1, 0.833)):
+        stored(tmp_path, seed, accuracy, technique="magnitude", sparsity=0.9, epochs=10)
+    stored(tmp_path, 0, 0.882, technique="l0", sparsity=0.9, epochs=10)
+    stored(tmp_path, 0, 0.784, technique="lottery", sparsity=0.9, rewind_step=600, epochs=10)
+    ours = findings.Ours("LeNet-300-100", tmp_path)
+    assert ours.loss("magnitude", 0.9) == pytest.approx([5.0, 15.0])
+    assert ours.loss("magnitude", 0.8) is None
+    found = findings.markdown(tmp_path)
+    (row,) = [line for line in found["techniques"].splitlines() if line.startswith("| LeNet-300")]
+    assert row.split(" | ")[4] == "magnitude 10.00 ± 7.07, L0 10.00"
+    # accuracies of the best runs at least so sparse, 0.7414, 0.7391 and 0.6500, over 0.7669
+    (row,) = [line for line in found["techniques"].splitlines() if "published: ResNet-50" in line]
+    assert row.split(" | ")[4].startswith("VD 3.32, magnitude 3.62, random 15.23")
+    assert "lottery, rewind step 600 20.00" in found["second lives"]
+    assert "| LeNet-300-100 | magnitude, uniform | 0.500 | 0.250 |" in found["places"]
 
 
 # ---- ResNet-20

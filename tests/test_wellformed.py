@@ -1,5 +1,8 @@
 """Damaged, cut and foreign files are refused in one sentence; nothing hangs or crashes."""
 
+import contextlib
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +11,10 @@ from keras import layers
 
 import tflite_export
 from tflite_export import encode, flatbuffer, ports, store, wellformed
+from tflite_export.__main__ import main
 from tflite_export.layers import layers as layers_of_file
+
+MINUTE = 60.0  # of a file that takes a tenth of a second
 
 
 def small_model():
@@ -81,16 +87,47 @@ def test_a_table_that_holds_itself_ends():
         wellformed.check(tflite)
 
 
+@contextlib.contextmanager
+def deadline(seconds):
+    """Raises in the main thread when the time is over, in Python code or back in it."""
+    def late(*_):
+        raise TimeoutError(f"no end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_are_read_or_refused(files, count):
-    """Any exception but ValueError fails the test, and so does a hang."""
+    """Any exception but ValueError fails the test, and so does a file that takes MINUTE."""
     refused = 0
     with np.errstate(all="ignore"):  # a weight may have become infinite
         for seed in range(count):
             rng = np.random.default_rng(seed)
+            tflite = mutated(files[seed % len(files)], rng)
             try:
-                everything(mutated(files[seed % len(files)], rng))
+                with deadline(MINUTE):
+                    everything(tflite)
             except ValueError as error:
                 refused += 1
                 assert len(str(error)) < 400, error
     assert 0.02 * count < refused < count
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(300, marks=pytest.mark.slow)])
+def test_mutated_files_cannot_take_verify_with_them(files, tmp_path, capfd, count):
+    """What passes the reader is run, in a child process: a crash there is a sentence here."""
+    path, statuses = tmp_path / "mutated.tflite", set()
+    with np.errstate(all="ignore"):
+        for seed in range(count):
+            path.write_bytes(mutated(files[seed % len(files)], np.random.default_rng(seed)))
+            with deadline(MINUTE):
+                statuses.add(main(["verify", str(path)]))
+            said = capfd.readouterr()
+            assert "Traceback" not in said.err and said.out + said.err
+    assert statuses <= {0, 1, 3}

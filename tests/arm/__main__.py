@@ -1,12 +1,13 @@
 """Runs files on emulated ARM: outcomes first, into a file; then predictions, against them.
 
-    python -m arm ENVIRONMENT graphs|networks [--litert VERSION ...] [-o RESULTS.json]
+    python -m arm ENVIRONMENT graphs|networks|exports [--litert VERSION ...] [-o RESULTS.json]
 
 ENVIRONMENT is the folder that tools/arm/setup has made, with these versions. Ends with status 1 if
 a prediction is not what has happened, or more than `REFUSED` graphs are refused that are right.
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import subprocess
@@ -14,31 +15,34 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from arm import matrix, networks
+from arm import exports, graphs, matrix, networks
 from tflite_export import xnnpack
 
 VERSIONS = ("tflite-2.14.0", "1.2.0", "1.4.0", "2.1.0", "2.3.0")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 REFUSED = 2
+# What: the files, the result, and what the files are made with.
+KINDS = {"graphs": (matrix.files, "arm_matrix.json", {"seed": graphs.SEED}),
+         "networks": (matrix.network_files, "arm_networks.json",
+                      {"picture": networks.SIZE, "zeros of 1x1 kernels": networks.ZEROS}),
+         "exports": (matrix.export_files, "arm_exports.json",
+                     {"seed": exports.SEED, "zeros": exports.ZEROS})}
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m arm", description=__doc__.splitlines()[0])
     parser.add_argument("environment", type=Path)
-    parser.add_argument("what", choices=("graphs", "networks"))
+    parser.add_argument("what", choices=tuple(KINDS))
     parser.add_argument("--litert", nargs="+", default=VERSIONS, metavar="VERSION")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    small = arguments.what == "graphs"
-    output = arguments.output or RESULTS / ("arm_matrix.json" if small else "arm_networks.json")
-    files = matrix.files() if small else matrix.network_files()
-
-    settings = {"seed": matrix.graphs.SEED} if small else {
-        "picture": networks.SIZE, "zeros of 1x1 kernels": networks.ZEROS}
+    make, result, settings = KINDS[arguments.what]
+    output, files = arguments.output or RESULTS / result, make()
     results = {"what": f"{arguments.what} on emulated ARM: outcome for each version of LiteRT",
                "command": "cd tests && python -m arm ../build/arm " + arguments.what,
                "versions": versions(arguments.litert), **settings}
-    outcomes = {name: {} for name in files}
+    outcomes = {name: {"sha256": hashlib.sha256(file.tflite).hexdigest()}
+                for name, file in files.items()}
     for version in arguments.litert:
         for name, outcome in matrix.outcomes(arguments.environment, version, files).items():
             outcomes[name][version] = outcome
@@ -47,9 +51,8 @@ def main():
 
     predictions = {name: xnnpack.predict(file.tflite).runtimes for name, file in files.items()}
     mismatches, refused = compare(outcomes, predictions)
-    results |= {"graphs": len({name.rsplit("/", 1)[0] if "encoding" not in name else name
-                               for name in files}),
-                "files": len(files), "runs": sum(map(len, outcomes.values())),
+    results |= {"graphs": len({name.removesuffix("/float").removesuffix("/int8") for name in files}),
+                "files": len(files), "runs": sum(len(runs(one)) for one in outcomes.values()),
                 "mismatches": mismatches, "refused although right": refused}
     write(output, results, outcomes, predictions)
     print(f"{len(files)} files, {len(mismatches)} mismatches, {len(refused)} refused and right")
@@ -71,11 +74,17 @@ def summary(outcomes, version):
     return ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
 
 
+def runs(recorded):
+    """{version: outcome} of what is recorded of a file"""
+    return {version: outcome for version, outcome in recorded.items()
+            if version not in ("predicted", "sha256")}
+
+
 def compare(outcomes, predictions):
     """(what was not predicted, what is predicted wrong and is right), as sentences"""
     mismatches, refused = [], []
     for name, by_version in outcomes.items():
-        for version, outcome in by_version.items():
+        for version, outcome in runs(by_version).items():
             predicted = predictions[name][generation(version)]
             if predicted == outcome["outcome"]:
                 continue

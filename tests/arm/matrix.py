@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arm import graphs, networks
+from arm import exports, graphs, networks
 from tflite_export import store
 from tflite_export.legalize import legalize
 
@@ -18,6 +18,8 @@ FILES_AT_A_TIME, TIMEOUT = 40, 1800  # for one start of the emulator; seconds
 FLOAT_TOLERANCE = 1e-5  # float32 sums in another order, relative to the greatest output
 # Of the counts of tools/arm/insn.c. Some int8 kernels use other multiplications than it counts.
 MULTIPLY_ADDS, VECTOR_LOADS = slice(1, 3), 3
+# Activations rounded to 8 bits, layer after layer, and kernels that round other ways on ARM.
+EXPORT_TOLERANCES = {"dynamic": 0.1, "int8": 0.1}
 LOADS_OF_DENSE = 0.8  # a kernel that leaves 3/4 of the weights out loads less than that
 
 
@@ -48,6 +50,14 @@ def network_files():
         dense = networks.network(name)
         result |= _stored(f"network/{name}", legalize(dense).tflite, dense, FLOAT_TOLERANCE)
     return result
+
+
+def export_files():
+    """{name: File} of what `tflite_export.convert` writes for small networks"""
+    return {f"export/{name}": File(tflite, EXPORT_TOLERANCES.get(name.split("/")[2],
+                                                                 FLOAT_TOLERANCE),
+                                   store.dense_twin(tflite))
+            for name, tflite in exports.files().items()}
 
 
 def _stored(name, tflite, reference, tolerance):

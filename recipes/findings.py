@@ -1,0 +1,174 @@
+"""The findings of The State of Sparsity, one by one: the paper's numbers and ours beside them.
+
+All numbers are losses relative to the dense network, in per cent: 1 - accuracy / that of the dense
+one, or the same with BLEU. Published ones are the best of many runs, chosen by that very number
+(`state_of_sparsity.best_at`); ours are means over the seeds of the runs that were kept.
+"""
+
+import statistics
+
+from recipes import registry, results, state_of_sparsity, tables
+
+LEADERS = ("magnitude", "variational_dropout", "l0", "random")
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+SECOND_LIVES = ("lottery", "scratch_e", "scratch_b")
+MASK_SPARSITIES = (0.8, 0.9, 0.95)
+# Top-1 accuracy of the published checkpoints of extended magnitude pruning, ResNet-50: README.md
+# of google-research/google-research, state_of_sparsity. There is no file of those runs.
+EXTENDED = {0.8: 0.7652, 0.9: 0.7516, 0.95: 0.7271, 0.965: 0.6926}
+SHORT_NAMES = {"variational_dropout": "VD", "l0": "L0", "scratch_e": "scratch-e",
+               "scratch_b": "scratch-b"}
+# What we ran: the recipe, and the settings that are not its defaults.
+NETWORKS = {
+    "LeNet-300-100": ("sos_lenet_mnist", ()),
+    "LeNet-5-Caffe": ("sos_lenet_mnist", ("model=lenet5",)),
+    "ResNet-20 of 8 filters": ("sos_resnet20_cifar", ()),
+    "small Transformer": ("sos_transformer_multi30k", ()),
+}
+
+
+class Ours:
+    """The kept runs of one network.
+
+    Attributes:
+      losses: {(technique, sparsity, its other settings): [relative loss of each seed, per cent]}.
+      layers: {the same: [{kernel: sparsity} of each seed]}.
+    """
+
+    def __init__(self, network, folder=results.FOLDER):
+        name, common = NETWORKS[network]
+        kind, measure = registry.load(name).Configuration, registry.measure(name)
+        groups = tables.groups(tables.records(name, folder))
+        dense = tables.dense_quality(groups, measure)
+        self.losses, self.layers = {}, {}
+        for key, some in groups.items():
+            words = tables.changed(key, kind)
+            if not set(common) <= set(words) or key[0] == "dense":
+                continue
+            if any(word.startswith("model=") for word in set(words) - set(common)):
+                continue
+            found = [tables.relative_loss(key, record["report"][measure.key], dense, kind)
+                     for record in some]
+            place = (key[0], key[1], frozenset(words) - frozenset(common))
+            if None not in found:
+                self.losses[place] = [100 * loss for loss in found]
+            self.layers[place] = [{kernel["name"]: kernel["sparsity"]
+                                   for kernel in record["report"]["kernels"]} for record in some]
+
+    def loss(self, technique, sparsity, *words):
+        """[relative loss of each seed, per cent], or None."""
+        return self.losses.get((technique, sparsity, frozenset(words)))
+
+
+def _published(network, technique, sparsity):
+    best = state_of_sparsity.best_at(network, technique, sparsity)
+    return None if best is None else [100 * (1 - best[1] / state_of_sparsity.dense(network))]
+
+
+def _ranked(losses):
+    """`L0 1.2, magnitude 1.5 ± 0.1`, the least loss first; of {technique: list or None}."""
+    known = {name: values for name, values in losses.items() if values}
+    return ", ".join(
+        f"{SHORT_NAMES.get(name, name)} {results.spread(values, '.2f')}"
+        for name, values in sorted(known.items(), key=lambda item: statistics.fmean(item[1])))
+
+
+def _heading(sparsities):
+    return ["network", *(f"{100 * s:g} %" for s in sparsities)]
+
+
+def techniques(ours):
+    """Which technique loses least at a sparsity."""
+    rows = [[f"published: {network}", *(
+        _ranked({t: _published(network, t, s) for t in LEADERS
+                 if t in state_of_sparsity.FILES[network]}) for s in SPARSITIES)]
+        for network in state_of_sparsity.FILES]
+    rows += [[network, *(_ranked({t: one.loss(t, s) for t in LEADERS}) for s in SPARSITIES)]
+             for network, one in ours.items()]
+    return results.markdown(_heading(SPARSITIES), rows)
+
+
+def extended(ours):
+    """Magnitude pruning with some layers spared, against the uniform one and against VD."""
+    base = state_of_sparsity.dense("ResNet-50")
+    sparsities = tuple(EXTENDED)
+    rows = [["published: ResNet-50", *(
+        _ranked({"extended": [100 * (1 - EXTENDED[s] / base)],
+                 "uniform": _published("ResNet-50", "magnitude", s),
+                 "variational_dropout": _published("ResNet-50", "variational_dropout", s)})
+        for s in sparsities)]]
+    rows += [[network, *(
+        _ranked({"extended": one.loss("magnitude", s, "distribution=extended"),
+                 "ERK": one.loss("magnitude", s, "distribution=erk"),
+                 "global": one.loss("magnitude", s, "distribution=global"),
+                 "uniform": one.loss("magnitude", s),
+                 "variational_dropout": one.loss("variational_dropout", s)})
+        for s in sparsities)] for network, one in ours.items()]
+    return results.markdown(_heading(sparsities), rows)
+
+
+def second_lives(ours):
+    """The masks of magnitude pruning with new weights, and as lottery tickets."""
+    base = state_of_sparsity.dense("ResNet-50")
+    rows = [["published: ResNet-50", *(
+        _ranked({"magnitude": _published("ResNet-50", "magnitude", s)} | {
+            what: [100 * (1 - value / base) for value in values]
+            for what, values in state_of_sparsity.second_lives(s).items()})
+        for s in MASK_SPARSITIES)]]
+    for network, one in ours.items():
+        late = {frozenset(words) for technique, _, words in one.losses if technique == "lottery"
+                if words}
+        cells = []
+        for s in MASK_SPARSITIES:
+            losses = {t: one.loss(t, s) for t in ("magnitude", *SECOND_LIVES)}
+            for words in late:
+                losses["lottery, " + ", ".join(words).replace("_", " ").replace("=", " ")] = (
+                    one.loss("lottery", s, *words))
+            cells.append(_ranked(losses))
+        rows.append([network, *cells])
+    return results.markdown(_heading(MASK_SPARSITIES), rows)
+
+
+def places(ours, sparsity=0.9):
+    """The sparsity of the first and of the last kernel, where all kernels have `sparsity`."""
+    rows = []
+    for network, one in ours.items():
+        for technique, label, words in (
+                ("magnitude", "magnitude, uniform", ()),
+                ("magnitude", "magnitude, ERK", ("distribution=erk",)),
+                ("magnitude", "magnitude, global", ("distribution=global",)),
+                ("variational_dropout", "VD", ()), ("l0", "L0", ()),
+                ("continuous_sparsification", "continuous sparsification", ())):
+            kernels = one.layers.get((technique, sparsity, frozenset(words)))
+            if kernels:
+                ends = list(kernels[0])[0], list(kernels[0])[-1]
+                rows.append([network, label, *(
+                    f"{statistics.fmean(k[name] for k in kernels):.3f}" for name in ends)])
+    return results.markdown(["network", "technique", "first kernel", "last kernel"], rows)
+
+
+def headlines(name, folder=results.FOLDER, sparsity=0.9):
+    """(what, paper, published, ours, its runs) of each network of a recipe that has kept runs."""
+    published = "; ".join(
+        f"{network}: " + _ranked({t: _published(network, t, sparsity) for t in LEADERS
+                                  if t in state_of_sparsity.FILES[network]})
+        for network in state_of_sparsity.FILES)
+    for network, (of_recipe, common) in NETWORKS.items():
+        one = Ours(network, folder) if of_recipe == name else None
+        if one and one.losses:
+            used = [record for record in tables.records(name, folder) if set(common) <= set(
+                f"{k}={v}" for k, v in record["configuration"].items())]
+            yield (f"techniques at {sparsity:g}, {network}", "Gale et al. 2019",
+                   f"loss relative to dense, %: {published}",
+                   f"loss relative to dense, %: "
+                   + _ranked({t: one.loss(t, sparsity) for t in LEADERS}), used)
+
+
+TABLES = {"techniques": techniques, "extended": extended, "second lives": second_lives,
+          "places": places}
+
+
+def markdown(folder=results.FOLDER):
+    """{name: Markdown} of the tables, of the networks that have kept results."""
+    ours = {network: one for network in NETWORKS if (one := Ours(network, folder)).losses}
+    return {name: table(ours) for name, table in TABLES.items()}
