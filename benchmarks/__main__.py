@@ -12,7 +12,8 @@ from pathlib import Path
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the results are those of a CPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-DEFAULT = ("step", "mask", "learned", "tflite_size", "tflite_speed", "tflite_conv")
+DEFAULT = ("step", "mask", "learned", "tflite_size", "tflite_speed", "tflite_conv",
+           "input_wait")
 NAMES = (*DEFAULT, "tflite_arm")  # needs an emulator
 
 

@@ -178,9 +178,23 @@ def made(result):
             f"{result['settings']['seed']}.")
 
 
+def input_table(result):
+    rows = []
+    for case in result["cases"]:
+        batch, step_of_it = (measure.median(case["seconds"][what]) for what in ("batch", "step"))
+        met = case["ratio"]["median"] <= result["settings"]["goal"]
+        rows.append([case["pipeline"], str(case["examples"]), f"{1000 * batch:.2f} ms",
+                     f"{1000 * step_of_it:.1f} ms", f"{case['examples'] / batch:,.0f}",
+                     spread(case["ratio"], 4),
+                     f"{result['settings']['goal']} {'met' if met else '**missed**'}"])
+    return table(["pipeline", "examples of a batch", "a batch", "a dense step", "examples a second",
+                  "batch / step", "goal"], rows) + "\n\n" + made(result)
+
+
 TABLES = {"step": step_table, "mask": mask_table, "learned": learned_table,
           "arm_networks": arm_table, "tflite_size": size_table, "tflite_speed": speed_table,
-          "tflite_conv": conv_table, "tflite_arm": instructions_table}
+          "tflite_conv": conv_table, "tflite_arm": instructions_table,
+          "input_wait": input_table}
 
 
 def filled(text):

@@ -31,8 +31,8 @@ def test_rounds_are_interleaved_and_the_order_turns():
 def test_the_program_runs_on_tiny_models(tmp_path):
     """As a command: its cases have processes of their own, and TFMOT stays out of this one."""
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "step", "mask", "learned", "--small", "--out",
-         str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+        [sys.executable, "-m", "benchmarks", "step", "mask", "learned", "input_wait",
+         "--small", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (case,) = json.loads((tmp_path / "step.json").read_text())["cases"]
     assert list(case["rows"]) == [step.BASELINE, step.LAYERS, step.OPTIMIZER, step.TWIN, step.TFMOT]
@@ -44,6 +44,8 @@ def test_the_program_runs_on_tiny_models(tmp_path):
     assert list(case["rows"]) == list(learned.METHODS)
     for row in case["rows"].values():
         assert len(row["cpu_seconds"]) == case["rounds"] and row["peak_megabytes"] > 0
+    (case,) = json.loads((tmp_path / "input_wait.json").read_text())["cases"]
+    assert case["examples"] == 100 and case["ratio"]["min"] > 0
     assert "| layer host | dense |" in run.stdout and "| all ones | uniform |" in run.stdout
 
 
