@@ -109,20 +109,11 @@ class PublishedSettings(Settings):
 
     def rise(self, steps):
         begin = round(self.warm_up_begin * steps)
-        kind = {"linear": ts.Ramp, "cubic": CubicRamp}[self.ramp]
-        return kind(begin, max(begin + 1, begin + round(self.warm_up * steps)))
+        return ts.Ramp(begin, max(begin + 1, begin + round(self.warm_up * steps)),
+                       power={"linear": 1, "cubic": 3}[self.ramp])
 
     def noise(self):
         return {"threshold": self.threshold, "initial_log_sigma2": self.log_sigma2}
-
-
-@keras.saving.register_keras_serializable(package="recipes")
-@dataclasses.dataclass(frozen=True)
-class CubicRamp(ts.Ramp):
-    """1 - (1 - t)^3 where t rises from 0 to 1, the "cubic" of the paper's code."""
-
-    def value(self, step):
-        return 1.0 - (1.0 - super().value(step)) ** 3
 
 
 @dataclasses.dataclass(frozen=True)

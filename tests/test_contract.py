@@ -245,7 +245,7 @@ def test_gradients_of_weight_and_penalty(name):
     # float32, away from 0, where log alpha bends too much for a difference
     theta = (rng.uniform(0.3, 2.0, (12, 5)) * rng.choice([-1, 1], (12, 5))).astype("float32")
     kernel = ts.method.Kernel("dense/kernel", (12, 5), ("in", "out"))
-    state = {key: rng.uniform(0.2, 0.8, spec.shape).astype("float32").round(key == "mask" and 0 or 7)
+    state = {key: rng.uniform(0.2, 0.8, spec.shape).astype("float32").round(0 if key == "mask" else 7)
              for key, spec in method.state(kernel).items()}
     direction = rng.standard_normal((12, 5)).astype("float32")
 
@@ -378,6 +378,29 @@ def test_continuous_sparsification_with_open_gates_is_plain_training():
     model = ts.sparsify(dense_model(), ts.ContinuousSparsification(END, s0=100.0, scale=0.0))
     fit(model, adam())
     assert greatest_difference(ts.strip(model).get_weights(), plain.get_weights()) < 1e-5
+
+
+def test_l0_with_open_gates_is_plain_training():
+    """A hard mask of ones, and a price of 0; log alpha starts too far up to close a gate."""
+    plain = dense_model()
+    plain.compile(adam(), loss())
+    plain.fit(Shuffled(), epochs=EPOCHS, verbose=0, shuffle=False)
+    model = ts.sparsify(dense_model(), ts.L0Regularization(48, scale=0.0, hard_mask=True,
+                                                           initial_keep=0.98))
+    fit(model, adam())
+    assert ts.report(model).sparsity == 0.0
+    assert greatest_difference(ts.strip(model).get_weights(), plain.get_weights()) < 1e-5
+
+
+def test_variational_dropout_without_variance_is_the_plain_model():
+    """sigma^2 = exp(-60): what is left of the noise is sqrt(1e-8) times a number below 8, once
+    after each of two layers with weights of size 1."""
+    plain, x = keras.Sequential([
+        keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(5)]), np.ones((4, 6))
+    method = ts.VariationalDropout(48, initial_log_sigma2=-60.0, clip_log_alpha=100.0)
+    model = ts.sparsify(plain, method)
+    difference = np.abs(np.asarray(model(x, training=True)) - np.asarray(plain(x)))
+    assert 0 < difference.max() < 0.01
 
 
 @every_method

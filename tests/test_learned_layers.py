@@ -513,6 +513,17 @@ def test_gates_of_groups(axes):
         np.testing.assert_allclose(weight, 0.5)
 
 
+def test_one_output_has_one_gate():
+    """An axis of length 1 is an axis: Dense(1) by outputs, a grey picture's inputs."""
+    assert ts.L0Regularization(10, group="out").unsupported(
+        Kernel("a/kernel", (6, 1), ("in", "out"))) is None
+    assert ts.L0Regularization(10, group="in").unsupported(
+        Kernel("b/kernel", (3, 3, 1, 4), ("kh", "kw", "in", "out"))) is None
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(1, name="a")])
+    model = ts.sparsify(model, ts.L0Regularization(10, group="out"))
+    assert model.layers[0].inspect("kernel")["log_alpha"].shape == (1, 1)
+
+
 def test_a_kernel_without_the_axis_is_skipped_with_a_reason():
     model = keras.Sequential([keras.Input((5, 5, 2)), layers.DepthwiseConv2D(3, name="dw"),
                               layers.Flatten(), layers.Dense(3, name="head")])

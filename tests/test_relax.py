@@ -141,6 +141,21 @@ def test_the_gradient_of_a_sample():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
+def test_the_gradient_of_a_sample_at_other_temperatures(beta):
+    """As above. 65536^(1 / 0.1) is beyond float32: the smallest u that is drawn must not make the
+    gradient NaN, nor must a gate that is far from 0."""
+    log_alpha = np.array([0.3, 0.3, -0.2, 4.0, -60.0])
+    u = np.array([2.0 ** -17, 0.4, 0.5, 1 - 2.0 ** -17, 0.5])
+    [got] = oracles.gradient(
+        lambda a: ops.sum(relax.sample_hard_concrete(
+            a, ops.convert_to_tensor(u.astype("float32")), beta)), log_alpha)
+    s = oracles.sigmoid((np.log(u / (1 - u)) + log_alpha) / beta)
+    z = s * 1.2 - 0.1
+    expected = np.where((z > 0) & (z < 1), 1.2 * s * (1 - s) / beta, 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)  # float32, steep at 0.1
+
+
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     x = np.array([-1.0, 2.0])
     hard = lambda v: ops.cast(v > 0, "float32")

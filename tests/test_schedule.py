@@ -48,7 +48,8 @@ def test_constant_sparsity():
 
 def test_ramp():
     assert [Ramp(10, 20).value(t) for t in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
-    assert Ramp(0, 10, power=3).value(5) == 0.125
+    # the cubic one of Gale et al.: 1 - (1 - 1/2)^3
+    assert [Ramp(10, 20, power=3).value(t) for t in (10, 15, 20, 99)] == [0.0, 0.875, 1.0, 1.0]
     assert Ramp(0, 5).frequency == 1
     assert Ramp(100, 1100).frequency == 10
     assert Ramp(0, 1000, frequency=7).frequency == 7

@@ -132,6 +132,19 @@ def test_what_learned_methods_watch(tmp_path):
     assert "natural/global" not in found
 
 
+def test_the_loss_without_penalties_is_logged(tmp_path):
+    """Without SparsityLogger too: SparsityUpdate puts it into the logs."""
+    method = ts.ContinuousSparsification(6, s0=0.1, scale=0.01)
+    model = compiled("layer", method)
+    history = model.fit(X, Y, batch_size=4, epochs=2, verbose=0, validation_data=(X, Y),
+                        callbacks=[ts.callbacks.SparsityUpdate(),
+                                   ts.callbacks.SparsityTensorBoard(tmp_path)]).history
+    found = scalars(tmp_path)
+    for name in ("data_loss", "val_data_loss"):
+        assert found[name] == [(3, np.float32(history[name][0])), (6, np.float32(history[name][1]))]
+    assert (np.array(history["loss"]) > history["data_loss"]).all()
+
+
 def test_histograms_are_of_the_kept_weights(tmp_path):
     fit(compiled("layer"), ts.callbacks.SparsityTensorBoard(tmp_path, histogram_freq=4), epochs=5)
     found = events(tmp_path).Tensors("weights/a/kernel")

@@ -148,11 +148,6 @@ def test_the_learning_rate_is_the_formula():
     assert found == pytest.approx([0, peak / 2, peak, peak / 2], rel=1e-6)
 
 
-def test_the_cubic_ramp_is_the_formula():
-    ramp = sos.CubicRamp(100, 300)
-    assert [ramp.value(step) for step in (0, 100, 200, 300, 900)] == [0, 0, 1 - 0.5 ** 3, 1, 1]
-
-
 # ---- published settings
 
 

@@ -23,6 +23,10 @@ class SparsityUpdate(keras.callbacks.Callback):
     SparseOptimizer), so that training resumes where it stopped. The states of all random seed
     generators of the model are saved along with them.
 
+    With a method that has a penalty it puts `data_loss` (and `val_data_loss`) into `logs`: the
+    epoch's loss without the mean of that penalty over its steps. A smaller last batch counts as a
+    whole step in this mean.
+
     Args:
       probe_data: for methods with `needs_probe`: one (x, y) batch, or an iterable of batches of
         which one is drawn for each update.
@@ -53,6 +57,7 @@ class SparsityUpdate(keras.callbacks.Callback):
         super().__init__()
         self.probe_batches = None if probe_data is None else probes.batches(probe_data)
         self.updater = None
+        self.penalties = {}
 
     def set_model(self, model):
         super().set_model(model)
@@ -83,6 +88,14 @@ class SparsityUpdate(keras.callbacks.Callback):
             updater.run()
         updater.running = True
         self.epoch_base = updater.now()
+        updater.read_penalty()
+        self.penalties = {}
+
+    def on_test_begin(self, logs=None):
+        self.penalties["data_loss"] = self.updater.read_penalty()
+
+    def on_test_end(self, logs=None):
+        self.penalties["val_data_loss"] = self.updater.read_penalty()
 
     def on_train_batch_end(self, batch, logs=None):
         # An upper bound of the step, counted in Python: with gradient accumulation or skipped
@@ -94,6 +107,11 @@ class SparsityUpdate(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.updater.end_epoch()
+        if not self.penalties:  # no validation, which keeps sums of its own
+            self.penalties["data_loss"] = self.updater.read_penalty()
+        for name, penalty in self.penalties.items():
+            if penalty is not None and logs is not None:
+                logs[name] = logs[name.replace("data_loss", "loss")] - penalty
 
     def on_train_end(self, logs=None):
         self.updater.end_epoch()  # an average of the weights may have taken their place by now
@@ -127,9 +145,7 @@ class SparsityLogger(keras.callbacks.Callback):
     `SparsityUpdate` and before the callbacks that read `logs`.
 
     The zeros are counted at the end of each epoch and after each update of the masks; the batches
-    in between repeat the last number. With a method that has a penalty, `data_loss` (and
-    `val_data_loss`) is the epoch's loss without the mean of that penalty over its steps: a
-    smaller last batch counts as a whole step in this mean.
+    in between repeat the last number.
 
     Warns:
       UserWarning: when training begins, if it finds another order of callbacks.
@@ -166,14 +182,6 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self.sparsity is None:  # checkpoints are loaded, and begin_step=0 has pruned
             self._count()
-        self._read_penalty()
-        self.penalties = {}
-
-    def on_test_begin(self, logs=None):
-        self.penalties["data_loss"] = self._read_penalty()
-
-    def on_test_end(self, logs=None):
-        self.penalties["val_data_loss"] = self._read_penalty()
 
     def on_train_batch_end(self, batch, logs=None):
         if self._updated() != self.counted_at:
@@ -183,14 +191,6 @@ class SparsityLogger(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._count()
         logs["sparsity"] = self.sparsity
-        if not self.penalties:  # no validation, which keeps sums of its own
-            self.penalties["data_loss"] = self._read_penalty()
-        for name, penalty in self.penalties.items():
-            if penalty is not None:
-                logs[name] = logs[name.replace("data_loss", "loss")] - penalty
-
-    def _read_penalty(self):
-        return None if self.updater is None else self.updater.read_penalty()
 
     def _updated(self):
         """The step of the last update, a Python number: reading it touches no variable."""

@@ -35,10 +35,11 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
 
     Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equations 10 and 11.
     """
-    odds = (1.0 - u) / u
-    # odds ** (1 / beta): two logarithms less, and a root where beta is the published one
-    power = odds * ops.sqrt(odds) if beta == BETA else ops.power(odds, 1 / beta)
-    s = 1.0 / (1.0 + power * ops.exp(log_alpha * (-1 / beta)))
+    if beta == BETA:  # the same with a root for two logarithms; other powers may overflow
+        odds = (1.0 - u) / u
+        s = 1.0 / (1.0 + odds * ops.sqrt(odds) * ops.exp(log_alpha * (-1 / beta)))
+    else:
+        s = ops.sigmoid((ops.log(u) - ops.log1p(-u) + log_alpha) / beta)
     return ops.clip(s * (zeta - gamma) + gamma, 0.0, 1.0)
 
 

@@ -179,12 +179,12 @@ class PolynomialDecay(Schedule):
 class Ramp(Schedule):
     """Warm-up of a coefficient from 0 to 1.
 
-    `r(t) = clip((t - b) / (e - b), 0, 1) ** power`
+    `r(t) = 1 - (1 - clip((t - b) / (e - b), 0, 1)) ** power`
 
     Args:
         begin_step: `b`, in optimizer steps, >= 0: 0 up to here.
         end_step: `e`, > `begin_step`: exactly 1 from here on.
-        power: Exponent, > 0; 1 is linear, 3 cubic.
+        power: Exponent, > 0; 1 is linear, 3 the cubic one of Gale et al. 2019: fast at first.
         frequency: Steps between two updates, >= 1: the coefficient is constant in between. None:
             a hundredth of the ramp, at least 1.
 
@@ -199,7 +199,7 @@ class Ramp(Schedule):
 
     Reference:
         Sønderby et al. 2016, "Ladder variational autoencoders", arXiv:1602.02282 (linear warm-up of
-        the KL term).
+        the KL term); Gale, Elsen and Hooker 2019, arXiv:1902.09574 (the cubic one, in their code).
 
     Deviations: any power; piecewise constant between updates.
     """
@@ -220,7 +220,7 @@ class Ramp(Schedule):
         return self.end_step
 
     def value(self, step):
-        return _progress(self, step) ** self.power
+        return 1 - (1 - _progress(self, step)) ** self.power
 
 
 def as_schedule(obj):

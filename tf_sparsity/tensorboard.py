@@ -9,6 +9,7 @@ from keras import ops
 from tf_sparsity.report import (counted, entries_of, global_target, kept, natural_sparsity,
                                 stored_step, targets)
 
+DATA_LOSSES = {"data_loss", "val_data_loss"}  # what SparsityUpdate puts into the logs
 IMAGE_SIDE = 1024  # pixels; a larger mask is shown in blocks of several weights per pixel
 
 
@@ -23,10 +24,11 @@ class SparsityTensorBoard(keras.callbacks.Callback):
       were last logged (1 where both are empty), and `mask_change/<path>`: 1 - IoU. From the
       second time on;
     - `state/<path>/<name>`: annealed numbers, such as a method's `beta`, and what a learned
-      method watches: `penalty`, its `coefficient`, the `threshold` that prunes, `expected_l0` (L0:
-      the share of gates that is open), `transition_fraction` (continuous sparsification: the share of |beta s| < 4);
+      method watches: `penalty`, its `coefficient`, the `threshold` that prunes, `expected_l0`
+      (L0: the share of gates that is open), `transition_fraction` (continuous sparsification: the
+      share of |beta s| < 4);
     - `learned/<path>/<name>`: histogram of `log_alpha` or `s`;
-    - `data_loss`: the loss of the epoch without penalties, where `SparsityLogger` comes before;
+    - `data_loss`, `val_data_loss`: the loss of the epoch without penalties;
     - `natural/global`: the sparsity without the rank that `target_sparsity` asks for;
     - `weights/<path>`: histogram of the kept weights;
     - `mask/<path>`: an image of the mask, white where a weight is kept. Rows are all axes but
@@ -39,8 +41,8 @@ class SparsityTensorBoard(keras.callbacks.Callback):
       log_dir: folder of the run; the event file is in `log_dir/sparsity`.
       update_freq: "epoch" (the end of every epoch, the last included), or an integer >= 1: every
         so many steps as well. The model is touched only when something is logged.
-      histogram_freq: epochs between two sets of histograms, an integer >= 0; 0 is none. The last epoch
-        has one too.
+      histogram_freq: epochs between two sets of histograms, an integer >= 0; 0 is none. The last
+        epoch has one too.
       images: write the images, at the end of every epoch.
 
     Raises:
@@ -108,9 +110,9 @@ class SparsityTensorBoard(keras.callbacks.Callback):
         step = self._step()
         if step > self.logged:
             self._write_scalars(step)
-        if "data_loss" in (logs or {}):
-            with self.writer.as_default(step):
-                self.tf.summary.scalar("data_loss", logs["data_loss"])
+        with self.writer.as_default(step):
+            for name in DATA_LOSSES & (logs or {}).keys():
+                self.tf.summary.scalar(name, logs[name])
         last = epoch + 1 == self.params.get("epochs")
         if self.histogram_freq and (last or (epoch + 1) % self.histogram_freq == 0):
             self._write_histograms(step)

@@ -29,7 +29,8 @@ class ContinuousSparsification(LearnedMethod):
       s0: where s starts; positive keeps more, negative prunes more. With `s0=0` the hard mask of
         an untrained model is empty (H(0) = 0).
       scale: lambda >= 0, per weight (the sum is not divided by the number of weights).
-      rescale: divide soft and hard mask by sigma(s0), so that training starts at weight = theta.
+      rescale: divide soft and hard mask by sigma(s0), so that training starts at weight = theta;
+        R then sums that soft mask.
       target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
         "controller" (see docs/methods.md); None leaves it to `s0` and `scale`.
       frequency: steps between two updates of beta; None is a hundredth of `anneal_steps`. By epoch,

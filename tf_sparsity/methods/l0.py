@@ -124,21 +124,24 @@ class L0Regularization(LearnedMethod):
         return math.log(-self.gamma / self.zeta)
 
     def unsupported(self, kernel):
-        if math.prod(self._gates(kernel)) == 1 and self.group != "weight":
+        if not any(self._gated(kernel)):
             what = GROUPS[self.group].split(" ", 1)[1]
             return f'it has no {what} for gates of group="{self.group}"'
         return None
 
     def _gates(self, kernel):
         """Shape of log alpha: that of the kernel, with 1 along the axes that a gate spans."""
+        return tuple(n if own else 1 for n, own in zip(kernel.shape, self._gated(kernel)))
+
+    def _gated(self, kernel):
+        """For each axis, whether gates differ along it."""
         if self.group == "weight":
-            return kernel.shape
+            return [True] * len(kernel.shape)
         if self.group == "head":
-            chosen = [role.endswith(":head") for role in kernel.axes]
-        else:  # a batch axis of an einsum belongs to inputs and outputs alike
-            sides = {"in": ("in", "vocab", "batch"), "out": ("out", "batch")}[self.group]
-            chosen = [role.split(":")[0] in sides for role in kernel.axes]
-        return tuple(n if c else 1 for n, c in zip(kernel.shape, chosen))
+            return [role.endswith(":head") for role in kernel.axes]
+        # a batch axis of an einsum belongs to inputs and outputs alike
+        sides = {"in": ("in", "vocab", "batch"), "out": ("out", "batch")}[self.group]
+        return [role.split(":")[0] in sides for role in kernel.axes]
 
     def state(self, kernel):
         return {"log_alpha": Spec(self._gates(kernel),

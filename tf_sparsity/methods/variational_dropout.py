@@ -56,7 +56,8 @@ class VariationalDropout(LearnedMethod):
 
     Deviations: an einsum or dense layer on sequences draws for every position (Gale et al. share
     one draw among the positions of an example). The variance is computed in float32 under a 16-bit
-    policy. On TensorFlow the noise is binomial with 17 values (`relax.noise`): mean and variance
+    policy. The authors' convolutions lose the variance of a clipped weight with its mean. On
+    TensorFlow the noise is binomial with 17 values (`relax.noise`): mean and variance
     of the output, and so the expected gradients of both, are those of the normal one.
     """
 
