@@ -23,7 +23,7 @@ EPOCHS = 200
 RATE = 1e-3  # of Adam, constant
 AVERAGE = 0.999  # of the weights of all steps, with which the authors evaluate
 L2 = 5e-4
-SCALE = {"lenet300": 0.1, "lenet5": 1.0}  # lambda; 1 in train_lenet5.py
+SCALE = {"lenet300": 0.1, "lenet5": 1.0}  # lambda; 1 in train_lenet5.py, 0.1 is ours
 INITIAL_KEEP = {"lenet300": {"dense1": 0.8}, "lenet5": {}}  # 0.5 elsewhere
 GROUPS = {
     "lenet300": {"dense1": "in", "dense2": "in", "classes": "in"},
@@ -35,8 +35,9 @@ GROUPS = {
 # 2020 (arXiv:1911.11134). LeNet-5-Caffe: table 1 of Tang, Adhikari and Lin 2018 (arXiv:1811.03060),
 # the second being "sep", a lambda for each layer. They do not repeat lambda.
 PUBLISHED = {
-    "lenet300": (("266-88-33", 0.016),),
-    "lenet5": (("20-25-45-462", 0.009), ("9-18-65-25", 0.010)),
+    "lenet300": (("266-88-33", 0.016, "Evci et al. 2020"),),
+    "lenet5": (("20-25-45-462", 0.009, "Tang et al. 2018"),
+               ("9-18-65-25", 0.010, "Tang et al. 2018")),
 }
 NAMES = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5-Caffe"}
 
@@ -112,14 +113,15 @@ def table(runs):
         ours = [run for run in runs if (run["model"], run["settings"]["scale"],
                                         run["settings"]["epochs"]) == (model, scale, epochs)]
         rows.append([
-            NAMES[model], f"{scale:g}/N", "; ".join(left for left, _ in PUBLISHED[model]),
-            "; ".join(f"{100 * error:.1f}" for _, error in PUBLISHED[model]),
+            NAMES[model], f"{scale:g}/N",
+            "; ".join(f"{left} ({paper})" for left, _, paper in PUBLISHED[model]),
+            "; ".join(f"{100 * error:.1f}" for _, error, _ in PUBLISHED[model]),
             ", ".join(run["architecture"] for run in ours),
             results.spread(100 * run["error"] for run in ours),
             results.spread([run["compression"] for run in ours], ".1f") + "x", epochs,
             results.seeds(ours)])
     return results.markdown(
-        ["network", "lambda", "published: units left", "error %", "ours: units left", "error %",
+        ["network", "lambda", "published: units left (as repeated by)", "error %", "ours: units left", "error %",
          "compression", "epochs", "seeds"], rows)
 
 
@@ -133,16 +135,17 @@ def headlines(runs):
         used = [run for run in of_model
                 if (run["settings"]["epochs"], run["settings"]["scale"]) == most]
         yield (f"L0, {name}", "Louizos et al. 2018",
-               "; ".join(f"{left} at {100 * error:.1f} %" for left, error in PUBLISHED[model]),
+               "; ".join(f"{left} at {100 * error:.1f} % (as {paper} repeat it)"
+                         for left, error, paper in PUBLISHED[model]),
                ", ".join(run["architecture"] for run in used) + " at "
                + results.spread(100 * run["error"] for run in used) + f" %, {most[0]} epochs", used)
 
 
 def differences(result):
     """Sentences: where the numbers differ from the published ones, and the likely reason."""
-    for left, error in PUBLISHED[result["model"]]:
-        yield (f"units left: {result['architecture']} (published: {left}), error "
-               f"{100 * result['error']:.2f} % (published: {100 * error:.1f} %)")
+    for left, error, paper in PUBLISHED[result["model"]]:
+        yield (f"units left: {result['architecture']} ({paper} repeat: {left}), error "
+               f"{100 * result['error']:.2f} % ({100 * error:.1f} %)")
     yield WHY
     yield from results.shortened(result, EPOCHS)
 

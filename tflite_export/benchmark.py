@@ -5,6 +5,7 @@ round is what is reported. It says nothing about a machine with other instructio
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -73,24 +74,39 @@ def benchmark(tflite, against, *, rounds=11, threads=1):
 
 
 def measure(note, files, batches, rounds, threads):
-    """What the child does: seconds for a run of each file, in each round."""
-    loaded = [runner.Runner(file, threads=threads) for file in files]
-    repeats = []
-    for one, batch in zip(loaded, batches):
-        one.set(batch)
-        one.run()  # the first run prepares
-        repeats.append(max(1, int(LEAST / max(_seconds(one, 1), 1e-7))))
+    """What the child does: seconds for a run of each file, in each round.
+
+    Each file has a thread of its own, as in an app that has one of them: XNNPACK's kernels for
+    AVX-512 leave the upper halves of vector registers in use, after which kernels for SSE take three
+    times as long on that thread.
+    """
+    timers = [_Timer(file, batch, threads) for file, batch in zip(files, batches)]
     rows = []
     for i in range(rounds):
-        row = [0.0] * len(loaded)
-        for j in range(len(loaded)) if i % 2 else reversed(range(len(loaded))):
-            row[j] = _seconds(loaded[j], repeats[j])
+        row = [0.0] * len(timers)
+        for j in range(len(timers)) if i % 2 else reversed(range(len(timers))):
+            row[j] = timers[j].seconds()
         rows.append(row)
     return rows
 
 
-def _seconds(loaded, repeats):
-    began = time.perf_counter()
-    for _ in range(repeats):
-        loaded.run()
-    return (time.perf_counter() - began) / repeats
+class _Timer:
+    """A file loaded and run on one thread."""
+
+    def __init__(self, file, batch, threads):
+        self.pool = ThreadPoolExecutor(1)
+        self.loaded = self.pool.submit(runner.Runner, file, threads=threads).result()
+        self.pool.submit(self.loaded.set, batch).result()
+        self.repeats = 1
+        self.seconds()  # the first run prepares
+        self.repeats = max(1, int(LEAST / max(self.seconds(), 1e-7)))
+
+    def seconds(self):
+        """Of one run, over so many that it can be measured."""
+        return self.pool.submit(self._run).result()
+
+    def _run(self):
+        began = time.perf_counter()
+        for _ in range(self.repeats):
+            self.loaded.run()
+        return (time.perf_counter() - began) / self.repeats
