@@ -14,6 +14,7 @@ import keras
 
 import tf_sparsity as ts
 from recipes import arrays, lenet, results
+from recipes.training import ranked_anew
 
 RECIPE = "matched_mnist"
 
@@ -78,12 +79,7 @@ def fit(method, train, test, epochs, seed):
 
 def asked_anew(model, method):
     """A copy of a trained model whose method asks for another sparsity, reached by rank."""
-    copy = ts.sparsify(lenet.lenet300(), method)
-    for new, old in zip(copy.weights, model.weights, strict=True):
-        if new.name != "sparsity_clock":  # so that the ranking is due
-            new.assign(old)
-    ts.update(copy)
-    return copy
+    return ranked_anew(ts.sparsify(lenet.lenet300(), method), model.weights)
 
 
 def figures(model, test):

@@ -24,7 +24,7 @@ import numpy as np
 
 import tf_sparsity as ts
 from recipes.configuration import setting
-from recipes.training import Batches, Order, for_fit
+from recipes.training import Batches, Order, for_fit, ranked_anew
 
 PRUNED = ("random", "magnitude")
 LEARNED = ("variational_dropout", "l0", "continuous_sparsification")
@@ -348,10 +348,7 @@ def _ranked_anew(c, run, task):
     network = task.network()
     model = ts.sparsify(network, method(c, steps, network, task))
     with np.load(source.folder / "trained.npz") as trained:
-        for variable, value in zip(model.weights, trained.values(), strict=True):
-            if variable.name != "sparsity_clock":  # so that the ranking is due
-                variable.assign(value)
-    ts.update(model)
+        ranked_anew(model, trained.values())
     return report(model, task) | {"steps": steps, "trained_in": source.digest}
 
 

@@ -188,6 +188,19 @@ def fit(model, batches, validation, *, epochs, folder, note, callbacks=()):
     return backup
 
 
+def ranked_anew(model, values):
+    """Gives a sparsified model the trained values of another one that asks for another sparsity,
+    and ranks them: at the step, and with the temperature, at which that training ended."""
+    for variable, value in zip(model.weights, values, strict=True):
+        variable.assign(value)
+    for layer in model.layers:
+        if isinstance(layer, ts.layers.SparseLayer):
+            step, _ = layer.read_clock()
+            layer.write_clock(step, -1)  # as if nothing had run: the ranking is due
+    ts.update(model)
+    return model
+
+
 def is_sparse(model):
     """Does it have layers made by `ts.sparsify`?"""
     return any(isinstance(layer, ts.layers.SparseLayer) for layer in model.layers)

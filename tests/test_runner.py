@@ -314,9 +314,10 @@ def test_a_sparsity_is_met_exactly(run, technique):
     assert (report["natural"] is None) == (technique == "random")
 
 
-def test_one_training_serves_every_rank(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("technique", sos.LEARNED)
+def test_one_training_serves_every_rank(run, tmp_path, monkeypatch, technique):
     """The run at 0.8, made from the training of 0.9, is the run that trains at 0.8 itself."""
-    words = ["technique=variational_dropout", "sparsity=0.8"]
+    words = [f"technique={technique}", "sparsity=0.8"]
     ranked = run(*words)
     assert ranked["epochs"] == [] and ranked["report"]["zeros"] == 212_960
     source = json.loads((tmp_path / NAME / ranked["report"]["trained_in"] /
