@@ -43,16 +43,20 @@ def build(name):
     return networks.build(name)
 
 
-def case(name, sparsity, rounds):
-    """Ratios of every sparse file to every dense one; the best dense file is the fastest."""
-    rows, model = {}, build(name)
+def dense_files(model):
+    """{label: the bytes of a dense file}"""
     rng = np.random.default_rng(SEED)
     some = rng.random((CALIBRATION, *model.input_shape[1:])).astype("float32")
     networks.randomize(model, 0.0, seed=SEED)
-    dense = {label: tflite_export.convert(
+    return {label: tflite_export.convert(
         model, sparse=False, **options,
         **({"representative_data": some} if options.get("quantize") == "int8" else {})).tflite
         for label, options in DENSE.items()}
+
+
+def case(name, model, dense, sparsity, rounds):
+    """Ratios of every sparse file to every dense one; the best dense file is the fastest."""
+    rows = {}
     for label, (block, options) in SPARSE.items():
         networks.randomize(model, sparsity, block, seed=SEED)
         exported = tflite_export.convert(model, **options)
@@ -71,7 +75,9 @@ def case(name, sparsity, rounds):
 def run(small=False):
     cases = []
     for name in NAMES[:1] if small else NAMES:
+        model = build(name)
+        dense = dense_files(model)
         for sparsity in SPARSITIES[1:2] if small else SPARSITIES:
-            cases.append(case(name, sparsity, 2 if small else ROUNDS))
+            cases.append(case(name, model, dense, sparsity, 2 if small else ROUNDS))
             print(f"{name} at {sparsity:g}", flush=True)
     return measure.document("tflite_speed", {"seed": SEED, "threads": 1}, cases)
