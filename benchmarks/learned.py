@@ -30,6 +30,7 @@ GOALS = {("ResNet-20", CS): (BASELINE, 1.15), ("ResNet-20", L0): (BASELINE, 1.3)
 CASES = [
     {"model": "ResNet-20", "optimizer": "SGD", "rounds": 7, "steps": 6},
     {"model": "MLP", "optimizer": "SGD", "rounds": 15, "steps": 20},
+    {"model": "MLP", "optimizer": "SGD", "rounds": 15, "steps": 20, "xla": True},
     {"model": "MLP", "optimizer": "Adam", "rounds": 15, "steps": 20},
     {"model": "Transformer block", "optimizer": "Adam", "rounds": 11, "steps": 10},
 ]
@@ -91,7 +92,7 @@ def training(case, name):
     if method is not None:
         model, callbacks = ts.sparsify(model, method), [ts.callbacks.SparsityUpdate()]
     return step.Training(keras, model, step.optimizer(keras, case["optimizer"]), data, callbacks,
-                         steps=case["steps"])
+                         steps=case["steps"], xla=case.get("xla", False))
 
 
 def one_thread():

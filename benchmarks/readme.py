@@ -65,7 +65,7 @@ def learned_table(result):
             base, goal = learned.GOALS.get((case["model"], name), (None, None))
             met = goal is None or row[f"ratio to {base}"]["cpu_seconds"]["median"] <= goal
             rows.append([
-                case["model"], case["optimizer"], name,
+                case["model"], case["optimizer"] + (", XLA" if case.get("xla") else ""), name,
                 f"{1000 * measure.median(row['cpu_seconds']):.1f} ms",
                 spread(dense["cpu_seconds"], 2), f"{floor['cpu_seconds']['median']:.2f}",
                 f"{row['peak_megabytes']:.0f} MB", f"{dense['peak_megabytes']:.2f}",

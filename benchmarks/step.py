@@ -79,7 +79,7 @@ def optimizer(keras, name):
 class Training:
     """A compiled model that measures its steps, one `fit` at a time."""
 
-    def __init__(self, keras, model, optimizer, data, callbacks=(), steps=STEPS):
+    def __init__(self, keras, model, optimizer, data, callbacks=(), steps=STEPS, xla=False):
         class Clock(keras.callbacks.Callback):
             """The last callback: it sees the end of a step after the others have run."""
 
@@ -89,7 +89,8 @@ class Training:
             def on_train_batch_end(self, batch, logs=None):
                 self.ends.append((time.perf_counter(), time.process_time()))
 
-        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                      jit_compile=xla)
         self.model, self.data, self.clock = model, data, Clock()
         self.steps_per_round = steps
         self.callbacks = [*callbacks, self.clock]
