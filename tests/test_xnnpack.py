@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from arm import __main__ as main
 from arm import graphs, matrix, networks
-from arm.builder import Builder
+from arm.builder import Builder, together
 from damage import refusals
 
-from tflite_export import store, xnnpack
+from tflite_export import encode, store, xnnpack
 from tflite_export.legalize import legalize
 from tflite_export.xnnpack import FIRST, GENERATIONS, MIDDLE, NEWEST, OLDEST, predict
 
@@ -185,6 +185,27 @@ def test_a_custom_operator_takes_features_out_of_the_cluster():
     y = b.add("CUMSUM", [x, b.constant(np.int32(1))], b.shape(x), "CumsumOptions")
     tflite = b.finish(b.dense(b.mean(b.conv(x, 32)), 10), y)
     assert outcomes(stored(tflite)) == [W, W, W, W]
+
+
+def first_graph():
+    b = Builder()
+    return b.finish(b.dense(b.input(1, 32), 4))
+
+
+@pytest.mark.parametrize("name", ["plain", "branch_to_an_output", "large_dense_head"])
+def test_a_second_graph_is_predicted_as_the_first(name):
+    """LiteRT gives all graphs to XNNPACK: those of IF and WHILE, and of further signatures."""
+    alone = stored(graphs.CLUSTERS[name]())
+    assert outcomes(together(first_graph(), alone)) == outcomes(alone)
+
+
+def test_what_is_wrong_in_a_second_graph_is_refused():
+    """Only the main graph is rewritten: what another one leaks stays wrong."""
+    dense = together(first_graph(), graphs.CLUSTERS["branch_to_an_output"]())
+    for sparse in ("auto", "size"):
+        with pytest.raises(ValueError, match="CONV_2D 'conv_2d22' would be wrong on .*litert 2.2.*"
+                                             "sparse=False writes the file dense"):
+            encode.encode(dense, store.Policy(sparse))
 
 
 @pytest.mark.slow

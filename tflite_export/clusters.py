@@ -427,7 +427,7 @@ class Clusters:
         if not node.flags & (NCHW | NHWC2NCHW):
             return graph.describe(node.op), node.why or "sparse inference does not know it"
         if node.part not in self.stores_sparse:
-            return "the file", "no weight is stored sparse"
+            return self._scope(), "no weight is stored sparse"
         if self._is_active(node):
             return "the file", (f"its metadata {HALF_PRECISION!r} allows float16, in which nothing "
                                 "runs sparse; remove the entry")
@@ -437,8 +437,15 @@ class Clusters:
                 return tuple(blame.split(": ", 1))
             return graph.describe(node.op), blame
         if node.part not in self.has_exit or leader.size == 0:
-            return "the file", ("no global mean (MEAN over height and width) ends a cluster; max "
-                                "pooling, flattening and outputs with a height do not")
+            return self._scope(), (
+                "no global mean (MEAN over height and width) ends a cluster; max pooling, "
+                "flattening and outputs with a height do not")
         return "the cluster of " + graph.describe(node.op), (
             f"{leader.zeros} of the {leader.size} weights of its 1x1 convolutions are zero "
             f"({leader.zeros / leader.size:.0%}); more than 2/3 are needed")
+
+    def _scope(self):
+        """What was searched, for messages."""
+        if len(self.graph.model.subgraphs) == 1:
+            return "the file"
+        return f"the graph {bytes(self.graph.graph.name or b'').decode('utf-8', 'replace')!r}"

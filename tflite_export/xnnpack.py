@@ -106,7 +106,7 @@ def predict(tflite):
                for (verdict, label, text), runtimes in found.items()]
     reasons.sort(key=lambda reason: reason.verdict != WRONG)
     operators = []
-    for graph in [Graph(model, index) for index in range(len(model.subgraphs))]:
+    for graph in _graphs(model):
         for op in graph.operators:
             if graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 of = runs.get(id(op), {})
@@ -127,10 +127,13 @@ def _overall(reasons, operators, generation):
 
 def _verdicts(model, generation):
     """(verdict, operator or None, its description, reason or None) for one generation"""
-    graphs = [Graph(model, index) for index in range(len(model.subgraphs))]
-    for graph in graphs:
+    for graph in _graphs(model):  # LiteRT gives every graph to XNNPACK, bodies of loops too
         yield from _encodings(graph, generation)
-    yield from Clusters(graphs[0], generation).verdicts()
+        yield from Clusters(graph, generation).verdicts()
+
+
+def _graphs(model):
+    return [Graph(model, index) for index in range(len(model.subgraphs))]
 
 
 # How weights are stored.

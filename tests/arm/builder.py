@@ -195,3 +195,16 @@ def _size(size, kernel, stride, padding, dilation):
     if padding == "SAME":
         return -(-size // stride)
     return (size - (kernel - 1) * dilation - 1) // stride + 1
+
+
+def together(first, second):
+    """The first file with the graph of the second one as its second graph."""
+    model, other = flatbuffer.read(first), flatbuffer.read(second)
+    for graph in other.subgraphs:
+        for tensor in graph.tensors:
+            tensor.buffer += len(model.buffers)
+        for op in graph.operators:
+            op.opcodeIndex += len(model.operatorCodes)
+    for field in ("buffers", "operatorCodes", "subgraphs"):
+        setattr(model, field, getattr(model, field) + getattr(other, field))
+    return flatbuffer.write(model)
