@@ -1,6 +1,8 @@
 """Dense files that others have made: what their writers do and this project's do not."""
 
 import copy
+import io
+import zipfile
 
 import flatbuffers
 import keras
@@ -57,6 +59,49 @@ def test_constants_behind_the_flatbuffer():
             == tflite_export.interpret(same.tflite, x)).all()
     with pytest.raises(ValueError, match="damaged: buffer .* lies outside its"):
         flatbuffer.read(file[:-100])
+
+
+def with_labels(tflite):
+    """The file with a label file in a zip archive behind it, as TFLite Metadata packs it."""
+    whole = io.BytesIO(tflite)
+    with zipfile.ZipFile(whole, "a") as archive:
+        archive.writestr("labels.txt", "cat\ndog\n")
+    return whole.getvalue()
+
+
+def labels(tflite):
+    with zipfile.ZipFile(io.BytesIO(tflite)) as archive:
+        assert archive.testzip() is None
+        # its places are absolute: a reader that believes them finds the entry there
+        (entry,) = archive.infolist()
+        assert tflite[entry.header_offset:][:4] == b"PK\3\4"
+        assert int.from_bytes(tflite[-6:-2], "little") == archive.start_dir
+        return archive.read("labels.txt")
+
+
+@pytest.mark.parametrize("pack", [lambda file: file, with_constants_behind])
+def test_files_packed_behind_the_flatbuffer_are_kept(pack, tmp_path):
+    plain = dense_file(dense)
+    path = tmp_path / "labelled.tflite"
+    path.write_bytes(with_labels(pack(plain)))
+    for options in ({}, {"quantize": "int8_weights"}, {"sparse": False}):
+        exported, same = (tflite_export.convert(f, **options) for f in (path, plain))
+        assert labels(exported.tflite) == b"cat\ndog\n"
+        assert exported.report.is_sparse == same.report.is_sparse
+        assert exported.report.difference == same.report.difference
+    assert labels(store.dense_twin(exported.tflite)) == b"cat\ndog\n"
+
+
+def test_files_packed_behind_a_file_that_is_quantized_are_kept():
+    pytest.importorskip("ai_edge_quantizer")
+    exported = tflite_export.convert(with_labels(dense_file(dense)), quantize="dynamic")
+    assert labels(exported.tflite) == b"cat\ndog\n"
+
+
+def test_packed_files_that_cannot_be_read_are_refused():
+    file = with_labels(dense_file(dense))
+    with pytest.raises(ValueError, match="packed behind the .tflite file cannot be read.*labels"):
+        tflite_export.convert(file.replace(b"cat\ndog\n", b"cat\ncow\n"))
 
 
 def custom(model):

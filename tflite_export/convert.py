@@ -12,7 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check, encode, flatbuffer, kernels, ports, sizes, store, trial, weights
+from tflite_export import (
+    check,
+    encode,
+    flatbuffer,
+    kernels,
+    ports,
+    sizes,
+    store,
+    trial,
+    weights,
+    wellformed,
+)
 from tflite_export import quantize as quantization
 from tflite_export.advice import advice
 from tflite_export.exported import Exported
@@ -161,7 +172,9 @@ def open_source(model, batch_size=1):
     path = os.fspath(model)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not there, or is not a file.")
-    if path.endswith(".keras") or zipfile.is_zipfile(path):
+    with open(path, "rb") as file:  # a .tflite file may have a zip archive behind it
+        is_tflite = file.read(8)[4:] == wellformed.IDENTIFIER
+    if not is_tflite and (path.endswith(".keras") or zipfile.is_zipfile(path)):
         return KerasSource(load(path), batch_size)
     return FileSource(Path(path).read_bytes(), path, batch_size)
 

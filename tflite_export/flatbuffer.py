@@ -3,7 +3,11 @@
 No policy here; what is stored how is decided in `store.py`.
 """
 
+import copy
+import io
 import math
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import flatbuffers
@@ -40,7 +44,7 @@ class Constant(NamedTuple):
 
 
 def read(tflite):
-    """The file's bytes as a schema.ModelT.
+    """The file's bytes as a schema.ModelT; `write` puts the files behind it back in place.
 
     Raises:
       ValueError: for what is no TFLite file, or a damaged one.
@@ -52,7 +56,34 @@ def read(tflite):
         raise ValueError(f"The .tflite file is damaged: {error}.") from None
     _check_numbers(model)
     _bring_in(model, tflite)
+    model.packed_files = packed_files(tflite)
     return model
+
+
+def packed_files(tflite):
+    """[(zipfile.ZipInfo, content)] of the zip archive behind the flatbuffer, where TFLite Metadata
+    puts labels and vocabularies; empty without one."""
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(tflite))
+    except zipfile.BadZipFile:
+        return []
+    try:
+        return [(info, archive.read(info)) for info in archive.infolist()]
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ValueError("The files packed behind the .tflite file cannot be read: "
+                         f"{error}. Unpack them, and pack them again afterwards.") from None
+
+
+def pack_files(tflite, files):
+    """The file with these [(zipfile.ZipInfo, content)] as a zip archive behind it."""
+    if not files:
+        return tflite
+    whole = io.BytesIO(tflite)
+    whole.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(whole, "w") as archive:  # "a" would take a zip inside a constant for it
+        for info, content in files:
+            archive.writestr(copy.copy(info), content)
+    return whole.getvalue()
 
 
 def _bring_in(model, tflite):
@@ -123,7 +154,7 @@ def write(model):
                          "than 2 GB: quantize the model, or split it.")
     builder = flatbuffers.Builder(size + 2**16)
     builder.Finish(model.Pack(builder), wellformed.IDENTIFIER)
-    return bytes(builder.Output())
+    return pack_files(bytes(builder.Output()), getattr(model, "packed_files", ()))
 
 
 def constants(tflite):

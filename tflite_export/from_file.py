@@ -68,4 +68,4 @@ class FileSource:
         quantized = quantize.quantize_file(self._tflite, mode, batches)
         if only_int8:
             quantize.refuse_floats(quantized)
-        return self._tflite, quantized
+        return self._tflite, flatbuffer.pack_files(quantized, self._graphs.packed_files)
