@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from arm import builder
+from arm import builder, graphs
 from exports import dense, dense_file, prune, rows
 
 import tflite_export
@@ -102,6 +102,37 @@ def test_packed_files_that_cannot_be_read_are_refused():
     file = with_labels(dense_file(dense))
     with pytest.raises(ValueError, match="packed behind the .tflite file cannot be read.*labels"):
         tflite_export.convert(file.replace(b"cat\ndog\n", b"cat\ncow\n"))
+
+
+@pytest.mark.parametrize("name", [None, b"same"])
+def test_tensors_need_no_names(name):
+    """Others leave names out, or write the same one everywhere."""
+    def unname(model):
+        graph = model.subgraphs[0]
+        for number, tensor in enumerate(graph.tensors):
+            if number not in graph.inputs:
+                tensor.name = name
+
+    named = graphs.CLUSTERS["plain"]()
+    for sparse in ("auto", "speed"):
+        reports = [tflite_export.convert(file, sparse=sparse).report
+                   for file in (named, rewritten(named, unname))]
+        assert [[(row.stored_sparse, row.runs_sparse) for row in report.layers]
+                for report in reports] == [[(False, False)] * 2 + [(True, True)] * 2
+                                           + [(False, False)]] * 2
+
+
+def test_a_constant_may_have_the_name_and_the_shape_of_a_weight():
+    b = builder.Builder()
+    x = b.input(1, 64)
+    weight = b.constant(b.kernel((64, 64), zeros=0.9))
+    table = b.constant(np.ones((64, 64), np.int32))
+    ids = b.constant(np.zeros(1, np.int32))
+    for tensor in (weight, table):
+        b.graph.tensors[tensor].name = b"same"
+    looked_up = b.add("GATHER", [table, ids], [1, 64], "GatherOptions", "int32")
+    exported = tflite_export.convert(b.finish(b.dense(x, 64, weight=weight), looked_up))
+    assert exported.report.is_sparse and exported.report.difference == 0
 
 
 def custom(model):

@@ -262,6 +262,8 @@ def _stands_for(constant, weight):
     """Is this the weight bit by bit, or float32 rounded to the nearest int8?"""
     if constant.value.dtype == weight.value.dtype:
         return _identity(constant.value) == _identity(weight.value)
+    if constant.scale is None:
+        return False
     apart = np.abs(constant.value * constant.scale - weight.value)
     return bool((apart <= constant.scale * np.float32(0.501)).all())
 

@@ -20,15 +20,15 @@ class Encoded(NamedTuple):
     refused: str | None = None  # why the graph cannot run sparse in XNNPACK
 
     def runs_sparse(self, runtime):
-        """{name of a weight that a DENSIFY unpacks: None if XNNPACK runs it sparse on every
+        """{key of a weight that a DENSIFY unpacks: None if XNNPACK runs it sparse on every
         release that `runtime` covers, else the kernels.Reason}."""
         if self.prediction is None:
             return {}
         releases = kernels.GENERATIONS[runtime]
-        operators = {op.name: op for op in self.prediction.operators}
+        operators = {op.key: op for op in self.prediction.operators}
         found = {}
         for weight in weights.find(flatbuffer.read(self.tflite)):
-            users = [operators[name] for name in weight.computed if name in operators]
+            users = [operators[key] for key in weight.computed if key in operators]
             if weight.tensor.sparsity is None or not weight.unpacking or not users:
                 continue
             slow = [op for op in users if any(op.runs[g] != xnnpack.SPARSE for g in releases)]
@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
                 reason = NOT_POINTWISE
             elif slow:
                 reason = kernels.Reason(slow[0].why or self.refused or UNPACKED)
-            found[weight.name] = found.get(weight.name) or reason  # two may have one name
+            found[weight.key] = reason
         return found
 
 
@@ -144,7 +144,7 @@ def _stored(tflite, policy):
     if policy.sparse == "speed":
         everything = _stored(tflite, policy._replace(sparse="auto"))
         runs = everything.runs_sparse(policy.runtime)
-        fast = frozenset(name for name, reason in runs.items() if reason is None)
+        fast = frozenset(key for key, reason in runs.items() if reason is None)
         policy = policy._replace(fast=fast)
     stored = store.store(tflite, policy)
     prediction = xnnpack.predict(stored.tflite) if stored.sparse else None

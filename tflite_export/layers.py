@@ -37,7 +37,7 @@ def layers(tflite, policy=None, runs_sparse=None):
     Args:
         tflite: bytes.
         policy: the store.Policy that it was written with; None for a file of unknown origin.
-        runs_sparse: {name of a weight: None, or kernels.Reason why XNNPACK computes with its
+        runs_sparse: {key of a weight: None, or kernels.Reason why XNNPACK computes with its
             zeros}, of the weights of convolutions that are stored sparse.
     """
     model = flatbuffer.read(tflite)
@@ -55,7 +55,7 @@ def _layer(model, weight, policy, runs_sparse):
         size += encoding.index_bytes(sparsity)
         kind = encoding.describe(sparsity)
         if weight.unpacking:
-            reason = runs_sparse.get(weight.name, _UNPACKED)
+            reason = runs_sparse.get(weight.key, _UNPACKED)
             runs, kept = reason is None, 1 - weight.zeros
             if runs:
                 reason = kernels.Reason("XNNPACK runs it sparse")

@@ -25,7 +25,7 @@ class Policy(NamedTuple):
     sparse: str | bool = "auto"  # "auto", "size", "speed" or False
     int8: bool = False  # store float32 weights as int8
     runtime: str = "litert"
-    # "speed" unpacks only these: names of weights that XNNPACK runs sparse after unpacking
+    # "speed" unpacks only these: keys of weights that XNNPACK runs sparse after unpacking
     fast: frozenset = frozenset()
 
 
@@ -104,7 +104,7 @@ def _plans(weight, policy):
             policy.sparse == "size" or pays(weight, kernel)):
         encoded = encoding.encode(weight.value, block=kernel.block)
         yield _Plan("native", encoded.bytes + OVERHEAD, *encoded)
-    unpack = (policy.sparse in ("auto", "size") or weight.name in policy.fast) and (
+    unpack = (policy.sparse in ("auto", "size") or weight.key in policy.fast) and (
         kernels.unpackable(weight, policy.runtime) is None)
     encoded = encoding.smallest(weight.value) if unpack else None
     if encoded is not None:

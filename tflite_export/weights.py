@@ -22,6 +22,7 @@ TYPES = (np.float32, np.float16, np.int8)
 class Weight(NamedTuple):
     """One weight of a file."""
 
+    key: tuple  # (number of its graph, its place there): the same however it is stored
     graph: Any  # schema.SubGraphT
     index: int  # of the constant tensor
     value: np.ndarray  # dense, in the dtype that is stored
@@ -46,8 +47,8 @@ class Weight(NamedTuple):
 
     @property
     def computed(self):
-        """The names of the tensors that are computed with it."""
-        return [flatbuffer.name(self.graph.tensors[int(op.outputs[0])]) for op in self.computing]
+        """[(number of its graph, tensor)] of what is computed with it."""
+        return [(self.key[0], int(op.outputs[0])) for op in self.computing]
 
     @property
     def zeros(self):
@@ -67,10 +68,11 @@ def find(model):
 
     A weight inside the body of a loop is counted as if the loop ran once.
     """
-    return [weight for graph in model.subgraphs for weight in _of_graph(model, graph)]
+    return [weight for number, graph in enumerate(model.subgraphs)
+            for weight in _of_graph(model, graph, number)]
 
 
-def _of_graph(model, graph):
+def _of_graph(model, graph, number):
     ports = {int(t) for t in [*graph.inputs, *graph.outputs]}
     producers = {int(t): op for op in graph.operators for t in op.outputs}
     users = {}
@@ -85,7 +87,7 @@ def _of_graph(model, graph):
             computing, unpacking = found.setdefault(index, ([], []))
             computing.append(op)
             unpacking += [step for step in steps if all(step is not u for u in unpacking)]
-    for index, (computing, unpacking) in found.items():
+    for place, (index, (computing, unpacking)) in enumerate(found.items()):
         if index < 0 or index in ports or graph.tensors[index].isVariable:
             continue
         value = flatbuffer.constant(model, graph.tensors[index])
@@ -95,7 +97,7 @@ def _of_graph(model, graph):
             continue
         work = sum(_work(graph, op, name, value) for op, name in zip(computing, names))
         yield Weight(
-            graph=graph, index=index, value=value, users=tuple(users[index]),
+            key=(number, place), graph=graph, index=index, value=value, users=tuple(users[index]),
             unpacking=tuple(unpacking), computing=tuple(computing),
             operator=" and ".join(dict.fromkeys(names)), channel=WEIGHTS[names[0]][1],
             activations=_activations(graph, computing[0], names[0]),

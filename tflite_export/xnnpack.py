@@ -51,6 +51,7 @@ class Reason(NamedTuple):
 class Operator(NamedTuple):
     """A convolution or a dense layer."""
 
+    key: tuple  # (number of its graph, its output)
     name: str  # of its output
     kind: str
     runs: dict  # generation -> "sparse", "dense" or "wrong"
@@ -106,13 +107,14 @@ def predict(tflite):
                for (verdict, label, text), runtimes in found.items()]
     reasons.sort(key=lambda reason: reason.verdict != WRONG)
     operators = []
-    for graph in _graphs(model):
+    for number, graph in enumerate(_graphs(model)):
         for op in graph.operators:
             if graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 of = runs.get(id(op), {})
                 why = [of[g][1] for g in GENERATIONS if g in of and of[g][1] is not None]
+                written = graph.writes(op)[0]
                 operators.append(Operator(
-                    graph.name(graph.writes(op)[0]), graph.kind(op),
+                    (number, written), graph.name(written), graph.kind(op),
                     {g: of[g][0] if g in of else DENSE for g in GENERATIONS},
                     why[-1] if why else None))
     return Prediction({g: _overall(reasons, operators, g) for g in GENERATIONS}, tuple(reasons),
