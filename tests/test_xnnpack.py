@@ -12,7 +12,8 @@ from arm import graphs, matrix, networks
 from arm.builder import Builder, together
 from damage import refusals
 
-from tflite_export import encode, store, xnnpack
+from tflite_export import __main__ as command_line
+from tflite_export import encode, kernels, layers, store, xnnpack
 from tflite_export.legalize import legalize
 from tflite_export.xnnpack import FIRST, GENERATIONS, MIDDLE, NEWEST, OLDEST, predict
 
@@ -120,6 +121,30 @@ ENCODINGS = {
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_encodings(name):
     assert outcomes(graphs.ENCODINGS[name]()) == ENCODINGS[name]
+
+
+@pytest.mark.parametrize("runtime", ["litert", kernels.NEWER])
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_the_report_agrees(name, runtime):
+    tflite = graphs.ENCODINGS[name]()
+    verdicts = {predict(tflite).runtimes[g] for g in kernels.GENERATIONS[runtime]}
+    stored_sparse = [row for row in layers.layers(tflite, store.Policy(runtime=runtime))
+                     if row.stored_sparse]
+    assert stored_sparse
+    for row in stored_sparse:
+        assert row.runs_sparse == (verdicts == {S})
+        assert row.why.startswith("wrong on ") == (W in verdicts)
+
+
+def test_rows_that_no_block_divides(tmp_path, capsys):
+    """The float kernel reads CSR of any number of inputs."""
+    tflite = graphs._dense_layer(graphs._scattered(32, 30))
+    (row,) = layers.layers(tflite)
+    assert row.runs_sparse and row.why == "by the kernel for float32, CSR"
+    assert row.expected_multiply_adds == 32 * 3
+    (tmp_path / "csr.tflite").write_bytes(tflite)
+    assert command_line.main(["inspect", str(tmp_path / "csr.tflite")]) == 0
+    assert "sparse: weight1: by the kernel for float32, CSR" in capsys.readouterr().out
 
 
 # What is said.

@@ -146,7 +146,8 @@ def _verify(arguments):
     tried = trial(tflite, twin, batches, rounding=check.rounding(tflite))
     print("\n".join(f"beside its dense twin, {said(outcome)}" for outcome in tried.outcomes))
     encoded = encode.look(tflite)
-    releases = encode.covered(encoded, layers(tflite), arguments.runtime)
+    rows = layers(tflite, runs_sparse=encoded.runs_sparse(arguments.runtime))
+    releases = encode.covered(encoded, rows, arguments.runtime)
     print("\n".join(map(str, releases)))
     if tried.failure is None and tried.outputs is None:
         raise ValueError("The file was not compared with its dense twin, for XNNPACK runs neither "

@@ -20,8 +20,9 @@ class Encoded(NamedTuple):
     refused: str | None = None  # why the graph cannot run sparse in XNNPACK
 
     def runs_sparse(self, runtime):
-        """{key of a weight that a DENSIFY unpacks: None if XNNPACK runs it sparse on every
-        release that `runtime` covers, else the kernels.Reason}."""
+        """{key of a weight that is stored sparse: None if it runs sparse on every release that
+        `runtime` covers, else the kernels.Reason}; without those that are only unpacked, for no
+        reason of XNNPACK's."""
         if self.prediction is None:
             return {}
         releases = kernels.GENERATIONS[runtime]
@@ -29,15 +30,19 @@ class Encoded(NamedTuple):
         found = {}
         for weight in weights.find(flatbuffer.read(self.tflite)):
             users = [operators[key] for key in weight.computed if key in operators]
-            if weight.tensor.sparsity is None or not weight.unpacking or not users:
+            if weight.tensor.sparsity is None or not users:
                 continue
+            wrong = [(op, g) for op in users for g in releases if op.runs[g] == xnnpack.WRONG]
             slow = [op for op in users if any(op.runs[g] != xnnpack.SPARSE for g in releases)]
-            reason = None
-            if not pointwise(weight):
-                reason = NOT_POINTWISE
-            elif slow:
-                reason = kernels.Reason(slow[0].why or self.refused or UNPACKED)
-            found[weight.key] = reason
+            if wrong:
+                on = dict.fromkeys(generation for _, generation in wrong)
+                found[weight.key] = kernels.Reason(f"wrong on {', '.join(on)}: {wrong[0][0].why}")
+            elif not slow:
+                found[weight.key] = None
+            elif not pointwise(weight):
+                found[weight.key] = NOT_POINTWISE
+            elif weight.operator == "CONV_2D":
+                found[weight.key] = kernels.Reason(slow[0].why or self.refused or UNPACKED)
         return found
 
 

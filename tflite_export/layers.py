@@ -6,6 +6,7 @@ import numpy as np
 
 from tflite_export import encode, encoding, flatbuffer, kernels, store, weights
 
+
 class LayerReport(NamedTuple):
     """One weight of the file. Sizes are in bytes."""
 
@@ -37,12 +38,12 @@ def layers(tflite, policy=None, runs_sparse=None):
     Args:
         tflite: bytes.
         policy: the store.Policy that it was written with; None for a file of unknown origin.
-        runs_sparse: {key of a weight: None, or kernels.Reason why XNNPACK computes with its
-            zeros}, of the weights of convolutions that are stored sparse.
+        runs_sparse: as encode.Encoded has it; None: it is read from the file.
     """
     model = flatbuffer.read(tflite)
-    return tuple(_layer(model, weight, policy, runs_sparse or {})
-                 for weight in weights.find(model))
+    if runs_sparse is None:
+        runs_sparse = encode.look(tflite).runs_sparse(_runtime(policy))
+    return tuple(_layer(model, weight, policy, runs_sparse) for weight in weights.find(model))
 
 
 def _layer(model, weight, policy, runs_sparse):
@@ -54,23 +55,24 @@ def _layer(model, weight, policy, runs_sparse):
     else:
         size += encoding.index_bytes(sparsity)
         kind = encoding.describe(sparsity)
-        if weight.unpacking:
-            reason = runs_sparse.get(weight.key, _UNPACKED)
-            runs, kept = reason is None, 1 - weight.zeros
-            if runs:
-                reason = kernels.Reason("XNNPACK runs it sparse")
-            elif weight.operator == "FULLY_CONNECTED":
-                reason = _why_not_native(weight, policy)
-        else:
-            kernel = kernels.NATIVE.get((value.dtype.name, weight.activations))
-            reason, runs = kernels.Reason(f"by the kernel for {kernel.name}"
-                                          if kernel else "by a kernel of FULLY_CONNECTED"), True
-            kept = 1 - kernels.empty_blocks(value, kernel.block) if kernel else 1 - weight.zeros
+        reason = runs_sparse.get(weight.key, _UNPACKED)
+        runs, kept = reason is None, 1 - weight.zeros
+        if runs and weight.unpacking:
+            reason = kernels.Reason("XNNPACK runs it sparse")
+        elif runs:
+            kernel = kernels.NATIVE[value.dtype.name, weight.activations]
+            block = kernel.block if kind == f"1x{kernel.block} blocks" else 1
+            reason = kernels.Reason(f"by the kernel for {kernel.name}" if block > 1 else
+                                    f"by the kernel for {value.dtype.name}, {kind}")
+            kept = 1 - kernels.empty_blocks(value, block)
+        elif weight.key not in runs_sparse and weight.operator == "FULLY_CONNECTED":
+            reason = _why_not_native(weight, policy)
     work = weight.multiply_adds
     return LayerReport(
         name=weight.name, operator=weight.operator, shape=value.shape, dtype=value.dtype.name,
         computes_in="int8" if value.dtype == np.int8 and not weight.unpacking
-        else weight.activations, sparsity=weight.zeros, encoding=kind, bytes=size, bytes_dense=value.nbytes,
+        else weight.activations,
+        sparsity=weight.zeros, encoding=kind, bytes=size, bytes_dense=value.nbytes,
         lower_bound=min(encoding.lower_bound(value), value.nbytes), runs_sparse=runs,
         why=reason.text, change=reason.change, multiply_adds=work,
         expected_multiply_adds=round(work * kept) if runs else work,

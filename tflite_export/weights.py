@@ -47,8 +47,8 @@ class Weight(NamedTuple):
 
     @property
     def computed(self):
-        """[(number of its graph, tensor)] of what is computed with it."""
-        return [(self.key[0], int(op.outputs[0])) for op in self.computing]
+        """[(number of its graph, tensor)] of what is unpacked from it and computed with it."""
+        return [(self.key[0], int(op.outputs[0])) for op in self.unpacking + self.computing]
 
     @property
     def zeros(self):

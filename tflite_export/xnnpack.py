@@ -49,7 +49,7 @@ class Reason(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """A convolution or a dense layer."""
+    """A convolution, a dense layer, or another operator with a verdict."""
 
     key: tuple  # (number of its graph, its output)
     name: str  # of its output
@@ -109,8 +109,8 @@ def predict(tflite):
     operators = []
     for number, graph in enumerate(_graphs(model)):
         for op in graph.operators:
-            if graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-                of = runs.get(id(op), {})
+            of = runs.get(id(op), {})
+            if of or graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 why = [of[g][1] for g in GENERATIONS if g in of and of[g][1] is not None]
                 written = graph.writes(op)[0]
                 operators.append(Operator(
@@ -193,8 +193,9 @@ def _unpacked(graph, densify, generation):
         kind, stored = graph.kind(op), graph.type(source)
         if kind == "DEQUANTIZE":
             if stored == FLOAT16 and generation in FLOAT16_GENERATIONS:
-                yield op, ("a float16 weight behind a DENSIFY becomes NaN; store it as float32 or "
-                           "int8")
+                for user in graph.users(graph.writes(op)[0]):
+                    yield user, ("a float16 weight behind a DENSIFY becomes NaN; store it as "
+                                 "float32 or int8")
         elif kind == "DENSIFY":
             yield op, "it reads what is dense already"
         elif kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and stored == INT8:
