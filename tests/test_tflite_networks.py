@@ -152,6 +152,7 @@ def test_prunable_finds_the_1x1_convolutions_that_run_sparse(network):
     assert chosen(model) == ["expand", "project"]
     assert chosen(model, sparsity=0.6) == []
     assert chosen(mobile(layers.Flatten)) == []
+    assert chosen(model, runtime="tflm") == []
     sparse = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.9, 0)),
                          select=tflite_export.prunable(model))
     ts.update(sparse)

@@ -122,7 +122,8 @@ def encode(tflite, policy, *, rotate_input=True):
     """
     refused = None
     plain = _stored(tflite, policy)
-    if policy.sparse is False or plain.sparse == 0 and policy.sparse != "speed":
+    if (policy.sparse is False or not kernels.GENERATIONS[policy.runtime]
+            or plain.sparse == 0 and policy.sparse != "speed"):
         return plain
     candidates = [plain]
     try:
