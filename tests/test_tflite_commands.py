@@ -189,6 +189,17 @@ def test_verify_of_a_file_for_new_releases(tmp_path, capsys):
     assert "1.4-2.1" not in capsys.readouterr().out
 
 
+def test_inspect_explains_by_the_releases_asked_for(folder, tmp_path, capsys):
+    """A dense float16 weight: sparse ones are NaN before LiteRT 2.2 only."""
+    from test_tflite_foreign import half, rewritten
+
+    path = tmp_path / "half.tflite"
+    path.write_bytes(rewritten((folder / "dense.tflite").read_bytes(), half))
+    for runtime, told in (("litert", True), ("litert>=2.2", False)):
+        assert run("inspect", path, "--runtime", runtime) == 0
+        assert ("LiteRT before 2.2" in capsys.readouterr().out) == told
+
+
 def test_warnings_reach_the_terminal(folder, tmp_path, capsys):
     assert run(folder / "dense.tflite", "-o", tmp_path / "o.tflite", "--sparse", "speed") == 0
     assert "tflite_export: Nothing in this file runs sparse: " in capsys.readouterr().err

@@ -132,7 +132,7 @@ def _inspect(arguments):
     size = sizes.size(arguments.file, tflite)
     encoded = encode.look(tflite)
     runtime = arguments.runtime
-    rows = layers(tflite, runs_sparse=encoded.runs_sparse(runtime))
+    rows = layers(tflite, store.Policy(runtime=runtime), encoded.runs_sparse(runtime))
     print("\n".join([*table(("file", "bytes", "zipped"),
                             [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
                      *layer_table(rows), "", *map(str, encode.covered(encoded, rows, runtime))]))
@@ -146,8 +146,9 @@ def _verify(arguments):
     tried = trial(tflite, twin, batches, rounding=check.rounding(tflite))
     print("\n".join(f"beside its dense twin, {said(outcome)}" for outcome in tried.outcomes))
     encoded = encode.look(tflite)
-    rows = layers(tflite, runs_sparse=encoded.runs_sparse(arguments.runtime))
-    releases = encode.covered(encoded, rows, arguments.runtime)
+    runtime = arguments.runtime
+    rows = layers(tflite, store.Policy(runtime=runtime), encoded.runs_sparse(runtime))
+    releases = encode.covered(encoded, rows, runtime)
     print("\n".join(map(str, releases)))
     if tried.failure is None and tried.outputs is None:
         raise ValueError("The file was not compared with its dense twin, for XNNPACK runs neither "

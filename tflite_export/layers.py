@@ -32,17 +32,17 @@ class LayerReport(NamedTuple):
         return self.encoding != "dense"
 
 
-def layers(tflite, policy=None, runs_sparse=None):
+def layers(tflite, policy=store.Policy(), runs_sparse=None):
     """LayerReports of a file, in its order.
 
     Args:
         tflite: bytes.
-        policy: the store.Policy that it was written with; None for a file of unknown origin.
+        policy: the store.Policy that it was written with, or that it is judged by.
         runs_sparse: as encode.Encoded has it; None: it is read from the file.
     """
     model = flatbuffer.read(tflite)
     if runs_sparse is None:
-        runs_sparse = encode.look(tflite).runs_sparse(_runtime(policy))
+        runs_sparse = encode.look(tflite).runs_sparse(policy.runtime)
     return tuple(_layer(model, weight, policy, runs_sparse) for weight in weights.find(model))
 
 
@@ -84,7 +84,7 @@ def _why_not_native(weight, policy):
     if weight.value.dtype != np.float32:
         return kernels.Reason(encode.UNPACKED, "quantize='dynamic' and pattern='1x16'")
     kernel, refused = kernels.native(
-        weight._replace(unpacking=(), users=weight.computing), _runtime(policy))
+        weight._replace(unpacking=(), users=weight.computing), policy.runtime)
     if refused is None:
         return _slower(weight, kernel)
     return kernels.Reason(f"{encode.UNPACKED}: {refused.text}", refused.change)
@@ -97,13 +97,7 @@ def _slower(weight, kernel):
                           f"empty, of {least:.0%} that it takes", "prune more of it")
 
 
-def _runtime(policy):
-    return store.Policy().runtime if policy is None else policy.runtime
-
-
 _UNPACKED = kernels.Reason(encode.UNPACKED)
-
-
 _NOT_SMALLER = kernels.Reason("it would not be smaller with the places of its zeros",
                               "prune more of it")
 
@@ -112,11 +106,10 @@ def _why_dense(weight, policy):
     """Why a weight that is stored dense is."""
     if weight.zeros == 0:
         return kernels.Reason("it has no zeros", "prune it")
-    if policy is not None and policy.sparse is False:
+    if policy.sparse is False:
         return kernels.Reason("as asked", "sparse='auto'")
-    runtime = _runtime(policy)
-    kernel, refused = kernels.native(weight, runtime)
-    unpack = kernels.unpackable(weight, runtime)
+    kernel, refused = kernels.native(weight, policy.runtime)
+    unpack = kernels.unpackable(weight, policy.runtime)
     if refused is None and not store.pays(weight, kernel):
         return _slower(weight, kernel)
     if unpack is not None:
@@ -126,7 +119,7 @@ def _why_dense(weight, policy):
     smallest = encoding.smallest(weight.value)
     if smallest is None or smallest.bytes + store.OVERHEAD >= weight.value.nbytes:
         return _NOT_SMALLER
-    if policy is not None and policy.sparse == "speed":
+    if policy.sparse == "speed":
         if kernel is not None:
             return refused
         return kernels.Reason("no kernel would run it sparse", "sparse='auto' stores it smaller")
