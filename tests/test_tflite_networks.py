@@ -97,9 +97,42 @@ def test_the_app_may_turn_the_picture(network):
     assert "REVERSE_V2" not in flatbuffer.operators(exported.tflite)
 
 
+def five_by_five():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([
+        keras.Input((16, 16, 3)), layers.Conv2D(8, 5, strides=2, padding="same"),
+        layers.Conv2D(64, 1), layers.GlobalAveragePooling2D(), layers.Dense(10)])
+
+
+def spatial():
+    model = mobile()
+    return keras.Model(model.inputs, model.get_layer("project").output)
+
+
+def dense_warning(match=""):
+    return pytest.warns(tflite_export.ExportWarning,
+                        match=f"No 1x1 convolution of this file runs sparse: .*{match}")
+
+
+@pytest.mark.parametrize(("build", "sparsity", "why"), [
+    (mobile, 0.6, "60%.; more than 2/3 are needed"),
+    (lambda: mobile(layers.GlobalMaxPooling2D), 0.9, "features cannot pass through it"),
+    (spatial, 0.9, "has a height and a width"),
+    (five_by_five, 0.9, "a kernel of 5x5 and stride 2 reads the picture"),
+], ids=["zeros", "max_pool", "spatial", "stem"])
+def test_a_pruned_network_that_runs_dense_warns(build, sparsity, why):
+    """Once, and not where it was asked for a smaller file, or a dense one."""
+    file = tflite_export.convert(prune(build(), sparsity), sparse=False).tflite
+    with dense_warning(why) as warned:
+        assert tflite_export.convert(file).report.is_sparse
+    assert len(warned) == 1
+    tflite_export.convert(file, sparse="size")
+
+
 def test_what_cannot_be_rewritten_is_smaller_only_and_says_why():
     model = prune(mobile(layers.Flatten), 0.9)
-    exported = tflite_export.convert(model)
+    with dense_warning():
+        exported = tflite_export.convert(model)
     assert exported.report.is_sparse and not sparse_names(exported.report)
     assert all(c.verdict == "dense" and c.why for c in exported.report.covered)
     assert "No kernel runs this file sparse" in str(exported.report)
@@ -113,7 +146,8 @@ def test_what_cannot_be_rewritten_is_smaller_only_and_says_why():
 
 def test_too_few_zeros_run_dense():
     """XNNPACK wants more than 2/3."""
-    exported = tflite_export.convert(prune(mobile(), 0.6))
+    with dense_warning("2/3"):
+        exported = tflite_export.convert(prune(mobile(), 0.6))
     assert exported.report.is_sparse and not sparse_names(exported.report)
     assert all(c.verdict == "dense" and "2/3" in c.why for c in exported.report.covered)
 
@@ -211,7 +245,8 @@ def test_kernels_of_two_sizes_give_constants_of_one_name():
 
 def test_releases_are_explained_with_short_names():
     """A 3x3 stem of stride 1 cannot be rewritten; the converter's name of it has several parts."""
-    report = tflite_export.convert(prune(conv(), 0.9)).report
+    with dense_warning("stride 1"):
+        report = tflite_export.convert(prune(conv(), 0.9)).report
     for release in report.covered:
         _, name, text = release.why.split("'")
         assert ";" not in name and len(name) <= 48

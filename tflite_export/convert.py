@@ -17,6 +17,7 @@ from tflite_export import (
     encode,
     flatbuffer,
     kernels,
+    names,
     ports,
     sizes,
     store,
@@ -80,7 +81,8 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
 
     Warns:
         ExportWarning: the file is dense because the sparse one failed its check, nothing in it runs
-            sparse although sparse="speed", or LiteRT cannot run it here (a custom operator).
+            sparse although sparse="speed", no 1x1 convolution does although sparse="auto" stores
+            one sparse, or LiteRT cannot run it here (a custom operator).
 
     Example:
         >>> import keras, numpy as np, tflite_export
@@ -116,6 +118,9 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         warnings.warn(f"The file is dense: {wrong}.", ExportWarning, stacklevel=2)
     if sparse == "speed" and not any(row.runs_sparse for row in rows):
         warnings.warn(f"Nothing in this file runs sparse: {_why_nothing(encoded, rows)}",
+                      ExportWarning, stacklevel=2)
+    if sparse == "auto" and encoded.no_convolution_runs_sparse(runtime):
+        warnings.warn(f"No 1x1 convolution of this file runs sparse: {_why_nothing(encoded, rows)}",
                       ExportWarning, stacklevel=2)
     if not_run:
         warnings.warn(not_run, ExportWarning, stacklevel=2)
@@ -157,10 +162,12 @@ def _difference(source, tflite, samples, turned, outputs):
 
 
 def _why_nothing(encoded, rows):
-    """Why no kernel reads a weight of the file sparse."""
+    """Why no kernel reads a weight of the file sparse; 1x1 convolutions come first."""
     if encoded.refused and any("CONV" in row.operator for row in rows):
-        return encoded.refused
-    return next((row.why for row in rows if row.sparsity), "no weight has zeros")
+        return names.short_in(encoded.refused)
+    pruned = sorted((row for row in rows if row.sparsity),
+                    key=lambda row: row.operator != "CONV_2D" or row.shape[1:3] != (1, 1))
+    return pruned[0].why if pruned else "no weight has zeros"
 
 
 def open_source(model, batch_size=1):

@@ -46,6 +46,17 @@ class Encoded(NamedTuple):
         return found
 
 
+    def no_convolution_runs_sparse(self, runtime):
+        """Whether a 1x1 convolution is stored sparse, and no covered release runs one sparse."""
+        if self.prediction is None:
+            return False
+        stored = any(weight.tensor.sparsity is not None and weight.operator == "CONV_2D"
+                     and pointwise(weight) for weight in weights.find(flatbuffer.read(self.tflite)))
+        return stored and not any(
+            op.kind == "CONV_2D" and op.runs[generation] == xnnpack.SPARSE
+            for op in self.prediction.operators for generation in kernels.GENERATIONS[runtime])
+
+
 def pointwise(weight):
     """Whether a weight is a matrix: of a dense layer or of a 1x1 convolution."""
     return weight.operator in ("FULLY_CONNECTED", "CONV_2D") and weight.value.shape[1:-1] in (
