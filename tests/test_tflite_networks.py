@@ -114,18 +114,24 @@ def dense_warning(match=""):
                         match=f"No 1x1 convolution of this file runs sparse: .*{match}")
 
 
-@pytest.mark.parametrize(("build", "sparsity", "why"), [
-    (mobile, 0.6, "60%.; more than 2/3 are needed"),
-    (lambda: mobile(layers.GlobalMaxPooling2D), 0.9, "features cannot pass through it"),
-    (spatial, 0.9, "has a height and a width"),
-    (five_by_five, 0.9, "a kernel of 5x5 and stride 2 reads the picture"),
+@pytest.mark.parametrize(("build", "sparsity", "why", "change"), [
+    (mobile, 0.6, "60%.; more than 2/3 are needed", "prune more than 2/3"),
+    (lambda: mobile(layers.GlobalMaxPooling2D), 0.9, "features cannot pass through it",
+     "by a global average at the end"),
+    (spatial, 0.9, "has a height and a width", "end it with global average pooling"),
+    (five_by_five, 0.9, "a kernel of 5x5 and stride 2 reads the picture",
+     "begin with a 3x3 convolution of stride 2"),
 ], ids=["zeros", "max_pool", "spatial", "stem"])
-def test_a_pruned_network_that_runs_dense_warns(build, sparsity, why):
+def test_a_pruned_network_that_runs_dense_warns(build, sparsity, why, change):
     """Once, and not where it was asked for a smaller file, or a dense one."""
     file = tflite_export.convert(prune(build(), sparsity), sparse=False).tflite
     with dense_warning(why) as warned:
-        assert tflite_export.convert(file).report.is_sparse
-    assert len(warned) == 1
+        report = tflite_export.convert(file).report
+    assert report.is_sparse and len(warned) == 1
+    pointwise = [row for row in report.layers if row.operator == "CONV_2D"
+                 and row.shape[1:3] == (1, 1)]
+    assert all(change in row.change for row in pointwise if row.stored_sparse)
+    assert f"to change it: {pointwise[-1].change}" in str(report)
     tflite_export.convert(file, sparse="size")
 
 

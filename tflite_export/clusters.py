@@ -23,6 +23,7 @@ OLDEST, FIRST, MIDDLE, NEWEST = GENERATIONS = (
 SPARSE, DENSE, WRONG = "sparse", "dense", "wrong"
 
 HALF_PRECISION = "reduced_precision_support"  # metadata
+PRUNE_MORE = "prune more than 2/3 of the weights of its 1x1 convolutions"
 UNPACKING = ("DENSIFY", "DEQUANTIZE")
 FLOAT32 = schema.TensorType.FLOAT32
 
@@ -354,11 +355,11 @@ class Clusters:
     # What comes of it.
 
     def verdicts(self):
-        """(verdict, operator, its description, reason or None) for convolutions and dense layers,
-        and for whatever is computed wrong."""
+        """(verdict, operator, its description, reason or None, what would change it or None) for
+        convolutions and dense layers, and for whatever is computed wrong."""
         wrong = {id(op): (op, text) for op, text in self._errors()}
         for op, text in wrong.values():
-            yield WRONG, op, self.graph.describe(op), text
+            yield WRONG, op, self.graph.describe(op), text, None
         for node in self.nodes:
             if id(node.op) in wrong or node.kind not in ("CONV_2D", "FULLY_CONNECTED"):
                 continue
@@ -366,10 +367,9 @@ class Clusters:
                 continue  # a native kernel, or an error that is known already
             if self._runs_sparse(node):
                 stem = node.flags & NHWC2NCHW
-                yield (DENSE if stem else SPARSE), node.op, "", None
+                yield (DENSE if stem else SPARSE), node.op, "", None, None
             else:
-                label, text = self._why_dense(node)
-                yield DENSE, node.op, label, text
+                yield DENSE, node.op, *self._why_dense(node)
 
     def _errors(self):
         """(operator, what is wrong with its result)"""
@@ -423,26 +423,27 @@ class Clusters:
         return " and ".join(sorted(set(readers))) or "an output of the network"
 
     def _why_dense(self, node):
+        """(description of what is in the way, why, what would change it or None)"""
         graph, leader = self.graph, self.nodes[node.leader]
         if not node.flags & (NCHW | NHWC2NCHW):
-            return graph.describe(node.op), node.why or "sparse inference does not know it"
+            return graph.describe(node.op), node.why or "sparse inference does not know it", None
         if node.part not in self.stores_sparse:
-            return self._scope(), "no weight is stored sparse"
+            return self._scope(), "no weight is stored sparse", PRUNE_MORE
         if self._is_active(node):
             return "the file", (f"its metadata {HALF_PRECISION!r} allows float16, in which nothing "
-                                "runs sparse; remove the entry")
+                                "runs sparse; remove the entry"), "remove the entry"
         if leader.flags & INCOMPATIBLE or node.flags & INCOMPATIBLE:
             blame = node.blame or leader.blame
             if ": " in blame:
-                return tuple(blame.split(": ", 1))
-            return graph.describe(node.op), blame
+                return *blame.split(": ", 1), None
+            return graph.describe(node.op), blame, None
         if node.part not in self.has_exit or leader.size == 0:
             return self._scope(), (
                 "no global mean (MEAN over height and width) ends a cluster; max pooling, "
-                "flattening and outputs with a height do not")
+                "flattening and outputs with a height do not"), "end it with global average pooling"
         return "the cluster of " + graph.describe(node.op), (
             f"{leader.zeros} of the {leader.size} weights of its 1x1 convolutions are zero "
-            f"({leader.zeros / leader.size:.0%}); more than 2/3 are needed")
+            f"({leader.zeros / leader.size:.0%}); more than 2/3 are needed"), PRUNE_MORE
 
     def _scope(self):
         """What was searched, for messages."""

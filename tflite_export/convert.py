@@ -17,7 +17,6 @@ from tflite_export import (
     encode,
     flatbuffer,
     kernels,
-    names,
     ports,
     sizes,
     store,
@@ -164,7 +163,7 @@ def _difference(source, tflite, samples, turned, outputs):
 def _why_nothing(encoded, rows):
     """Why no kernel reads a weight of the file sparse; 1x1 convolutions come first."""
     if encoded.refused and any("CONV" in row.operator for row in rows):
-        return names.short_in(encoded.refused)
+        return encoded.refused.text
     pruned = sorted((row for row in rows if row.sparsity),
                     key=lambda row: row.operator != "CONV_2D" or row.shape[1:3] != (1, 1))
     return pruned[0].why if pruned else "no weight has zeros"

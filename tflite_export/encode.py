@@ -17,7 +17,7 @@ class Encoded(NamedTuple):
     sparse: int  # number of weights stored sparse
     notes: tuple = ()  # what was done to the graph, in words
     prediction: xnnpack.Prediction | None = None  # None: no weight is stored sparse
-    refused: str | None = None  # why the graph cannot run sparse in XNNPACK
+    refused: kernels.Reason | None = None  # why the graph cannot run sparse in XNNPACK
 
     def runs_sparse(self, runtime):
         """{key of a weight that is stored sparse: None if it runs sparse on every release that
@@ -42,7 +42,8 @@ class Encoded(NamedTuple):
             elif not pointwise(weight):
                 found[weight.key] = NOT_POINTWISE
             elif weight.operator == "CONV_2D":
-                found[weight.key] = kernels.Reason(slow[0].why or self.refused or UNPACKED)
+                found[weight.key] = self.refused or kernels.Reason(
+                    slow[0].why or UNPACKED, slow[0].change)
         return found
 
 
@@ -100,8 +101,8 @@ def covered(encoded, rows, runtime):
         if verdict == xnnpack.WRONG:  # reasons for that come first
             why = names.short_in(f"{reasons[0].operator}: {reasons[0].text}")
         elif verdict == xnnpack.DENSE and picture:
-            why = names.short_in(
-                encoded.refused or f"{reasons[0].operator}: {reasons[0].text}")
+            why = names.short_in(encoded.refused.text if encoded.refused else
+                                 f"{reasons[0].operator}: {reasons[0].text}")
         elif verdict == xnnpack.DENSE:
             why = layer
         found.append(Covered(generation, verdict, why))
@@ -140,14 +141,14 @@ def encode(tflite, policy, *, rotate_input=True):
     try:
         legal = legalize.legalize(tflite, rotate_input=rotate_input)
     except legalize.CannotLegalize as error:
-        refused = str(error)
+        refused = kernels.Reason(names.short_in(str(error)).removesuffix("."), error.change)
     else:
         if legal.notes:
             candidates.append(_stored(legal.tflite, policy)._replace(notes=legal.notes))
     wrong = [_wrong(candidate, policy) for candidate in candidates]
     right = [candidate for candidate, text in zip(candidates, wrong) if text is None]
     if not right:
-        why = f" The graph cannot be rewritten for it: {refused}" if refused else ""
+        why = f" The graph cannot be rewritten for it: {refused.text}." if refused else ""
         raise ValueError(f"{wrong[0]}{why} sparse=False writes the file dense.")
     best = right[0] if policy.sparse == "size" else max(
         right, key=lambda one: _count(one, policy))  # the first, of equal ones
@@ -179,11 +180,12 @@ def _wrong(encoded, policy):
 
 
 def _why_dense(encoded, policy):
-    """Why the newest release that `policy` covers runs no convolution sparse."""
+    """The kernels.Reason for which the newest release that `policy` covers runs no convolution
+    sparse."""
     newest = kernels.GENERATIONS[policy.runtime][-1]
     reasons = encoded.prediction.reasons if encoded.prediction else ()
-    return next((f"{reason.operator}: {reason.text}" for reason in reasons
-                 if newest in reason.runtimes), None)
+    return next((kernels.Reason(names.short_in(f"{reason.operator}: {reason.text}"), reason.change)
+                 for reason in reasons if newest in reason.runtimes), None)
 
 
 def _count(encoded, policy):

@@ -11,8 +11,16 @@ CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 STEM_CHANNELS = 3
 
 
+POOL_AT_THE_END = "end it with global average pooling"
+STEM = "begin with a 3x3 convolution of stride 2 over 1 to 3 channels"
+
+
 class CannotLegalize(ValueError):
-    """The operator that is in the way, and why."""
+    """The operator that is in the way, and why; `change` is what would help, or None."""
+
+    def __init__(self, why, change=None):
+        super().__init__(why)
+        self.change = change
 
 
 class Region:
@@ -46,18 +54,20 @@ class Region:
             if tensor in self.tensors:
                 raise CannotLegalize(
                     f"The output {graph.name(tensor)!r} has a height and a width: sparse inference "
-                    "ends with a global mean. A network for segmentation or detection stays dense.")
+                    "ends with a global mean. A network for segmentation or detection stays dense.",
+                    POOL_AT_THE_END)
         if not self.stems:
-            raise CannotLegalize("There is no convolution of a picture to begin with.")
+            raise CannotLegalize("There is no convolution of a picture to begin with.", STEM)
         if not self.means:
-            raise CannotLegalize("There is no global mean to end with: use global average pooling.")
+            raise CannotLegalize("There is no global mean to end with: use global average pooling.",
+                                 POOL_AT_THE_END)
 
     @property
     def tensors(self):
         return self.pictures | self.features
 
-    def refuse(self, op, why):
-        raise CannotLegalize(f"{self.graph.describe(op)}: {why}")
+    def refuse(self, op, why, change=None):
+        raise CannotLegalize(f"{self.graph.describe(op)}: {why}", change)
 
     def _take(self, op, spatial):
         graph, kind = self.graph, self.graph.kind(op)
@@ -87,7 +97,9 @@ class Region:
         else:
             self.refuse(op, "the picture's features cannot pass through it in sparse inference. It "
                         "takes 1x1 and depthwise convolutions, activations, sums and products, and "
-                        "ends with a global mean.")
+                        "ends with a global mean.",
+                        "pool by strided depthwise convolutions inside, and by a global average at "
+                        "the end")
         target = self.pictures if before and kind not in CONVOLUTIONS else self.features
         target.update(graph.writes(op))
 
@@ -97,7 +109,8 @@ class Region:
                      if isinstance(code, int)}
             self.refuse(op, f"it computes with {names.get(self.graph.type(tensor))}, and sparse "
                         "inference with FLOAT32 only. Convert the network without quantization; "
-                        "its weights can be stored as int8 afterwards.")
+                        "its weights can be stored as int8 afterwards.",
+                        "quantize='int8_weights', which computes in float32")
         if min(self.graph.shape(tensor), default=0) < 1:
             self.refuse(op, f"the shape {self.graph.shape(tensor)} is not known.")
 
@@ -146,7 +159,7 @@ class Region:
             if size != (1, 1) or strides[0] != 1 or weight.shape[3] != self._depth(op):
                 self.refuse(op, f"a {size[0]}x{size[1]} convolution of stride {strides[0]} inside "
                             "the network; only 1x1 convolutions of stride 1, and depthwise ones, "
-                            "run sparse.")
+                            "run sparse.", "make it a depthwise convolution and a 1x1 one")
         elif size not in ((3, 3), (5, 5)) or weight.shape[3] != self._depth(op):
             self.refuse(op, f"a {size[0]}x{size[1]} kernel, or several outputs for a channel; "
                         "known are depthwise convolutions of 3x3 and 5x5.")
@@ -158,10 +171,10 @@ class Region:
         if kind != "CONV_2D" or weight.shape[1:3] != (3, 3) or stride != 2:
             self.refuse(op, f"a {kind} with a kernel of {weight.shape[1]}x{weight.shape[2]} and "
                         f"stride {stride} reads the picture; sparse inference needs a CONV_2D of "
-                        "3x3 with stride 2 there.")
+                        "3x3 with stride 2 there.", STEM)
         if weight.shape[3] > STEM_CHANNELS:
             self.refuse(op, f"the picture has {weight.shape[3]} channels; sparse inference takes "
-                        f"{STEM_CHANNELS}.")
+                        f"{STEM_CHANNELS}.", STEM)
         self.stems.append(op)
 
     def _check_mean(self, op):

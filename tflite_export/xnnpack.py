@@ -42,6 +42,7 @@ class Reason(NamedTuple):
     operator: str  # its kind and the name of its output
     text: str
     runtimes: tuple  # the generations for which this holds
+    change: str | None = None  # what would make it run sparse, where `text` does not say it
 
     def __str__(self):
         where = "" if self.runtimes == GENERATIONS else f" ({', '.join(self.runtimes)})"
@@ -56,6 +57,7 @@ class Operator(NamedTuple):
     kind: str
     runs: dict  # generation -> "sparse", "dense" or "wrong"
     why: str | None  # it does not run sparse, in the newest generation for which that holds
+    change: str | None  # what would make it
 
 
 class Prediction(NamedTuple):
@@ -98,25 +100,24 @@ def predict(tflite):
     found, runs = {}, {}
     for generation in GENERATIONS:
         verdicts = list(_verdicts(model, generation))
-        for verdict, op, label, text in verdicts:
+        for verdict, op, label, text, change in verdicts:
             if text is not None:
-                found.setdefault((verdict, label, text), []).append(generation)
-            if op is not None:
-                runs.setdefault(id(op), {}).setdefault(generation, (verdict, text))
-    reasons = [Reason(verdict, label, text, tuple(runtimes))
-               for (verdict, label, text), runtimes in found.items()]
+                found.setdefault((verdict, label, text, change), []).append(generation)
+            runs.setdefault(id(op), {}).setdefault(generation, (verdict, text, change))
+    reasons = [Reason(verdict, label, text, tuple(runtimes), change)
+               for (verdict, label, text, change), runtimes in found.items()]
     reasons.sort(key=lambda reason: reason.verdict != WRONG)
     operators = []
     for number, graph in enumerate(_graphs(model)):
         for op in graph.operators:
             of = runs.get(id(op), {})
             if of or graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-                why = [of[g][1] for g in GENERATIONS if g in of and of[g][1] is not None]
+                why = [of[g][1:] for g in GENERATIONS if g in of and of[g][1] is not None]
                 written = graph.writes(op)[0]
                 operators.append(Operator(
                     (number, written), graph.name(written), graph.kind(op),
                     {g: of[g][0] if g in of else DENSE for g in GENERATIONS},
-                    why[-1] if why else None))
+                    *(why[-1] if why else (None, None))))
     return Prediction({g: _overall(reasons, operators, g) for g in GENERATIONS}, tuple(reasons),
                       tuple(operators))
 
@@ -128,9 +129,10 @@ def _overall(reasons, operators, generation):
 
 
 def _verdicts(model, generation):
-    """(verdict, operator or None, its description, reason or None) for one generation"""
+    """(verdict, operator, its description, reason or None, what would change it or None)"""
     for graph in _graphs(model):  # LiteRT gives every graph to XNNPACK, bodies of loops too
-        yield from _encodings(graph, generation)
+        for found in _encodings(graph, generation):
+            yield *found, None
         yield from Clusters(graph, generation).verdicts()
 
 
