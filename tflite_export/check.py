@@ -69,6 +69,7 @@ def compare(model, tflite, inputs):
 def run(tflite, inputs):
     """Outputs of the file by name; `inputs` as for `interpret`."""
     loaded = runner.Runner(tflite)
+    ports.refuse_scalars({name: shape for name, (shape, _) in loaded.inputs.items()})
     inputs = _named(inputs, loaded.inputs)
     rows = {len(value) for value in inputs.values()}
     if len(rows) != 1 or rows == {0}:

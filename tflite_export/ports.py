@@ -4,11 +4,14 @@ An input is named as the file's signature names it, or as its tensor where there
 """
 
 import json
+import math
 
 import numpy as np
 
 from tflite_export import flatbuffer, legalize
 from tflite_export.signature import Input
+
+LIMIT = 2**30  # bytes of a batch of all inputs; a damaged file states any shape
 
 
 def inputs(model):
@@ -21,10 +24,13 @@ def inputs(model):
 
 
 def turned(model):
-    """Names of the inputs that the app has to turn by 180 degrees, as the metadata says."""
-    entries = [bytes(model.buffers[entry.buffer].data) for entry in model.metadata
-               if entry.name == legalize.ROTATED.encode()]
-    tensors = {name for entry in entries for name in json.loads(entry)}
+    """Names of the inputs that the app has to turn by 180 degrees, as the metadata says.
+
+    Raises:
+        ValueError: the metadata is damaged.
+    """
+    tensors = {name for entry in model.metadata if entry.name == legalize.ROTATED.encode()
+               for name in _listed(model.buffers[entry.buffer].data)}
     return {name for name, tensor in _named(model) if flatbuffer.name(tensor) in tensors}
 
 
@@ -32,6 +38,17 @@ def turn(batches, names):
     """The batches with the pictures of these inputs turned by 180 degrees."""
     return [{name: value[:, ::-1, ::-1] if name in names else value
              for name, value in batch.items()} for batch in batches]
+
+
+def _listed(data):
+    try:
+        names = json.loads(bytes(data))
+    except (RecursionError, TypeError, ValueError):  # TypeError: the buffer is empty
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"The .tflite file is damaged: its metadata {legalize.ROTATED!r} must be "
+                         "a JSON list of inputs' names. Convert the model again.")
+    return names
 
 
 def _named(model):
@@ -59,7 +76,19 @@ def _input(name, tensor):
 
 
 def random_batches(ports, count):
-    """`count` seeded batches by name: floats in [0, 1), integers that are valid indices too."""
+    """`count` seeded batches by name: floats in [0, 1), integers that are valid indices too.
+
+    Raises:
+        ValueError: a batch would be larger than LIMIT.
+    """
+    sizes = {port: math.prod(port.shape) * np.dtype(port.dtype).itemsize for port in ports}
+    if sum(sizes.values()) > LIMIT:
+        largest = max(sizes, key=sizes.get)
+        raise ValueError(
+            f"A batch of the inputs takes {sum(sizes.values()):,} bytes, more than the {LIMIT:,} "
+            f"that a file is tried with; input {largest.name!r} has the shape {largest.shape}. "
+            "Make the file for a smaller batch or smaller inputs."
+        )
     rng = np.random.default_rng(0)
     return [{name: _random(rng, shape, dtype) for name, shape, dtype in ports}
             for _ in range(count)]
@@ -91,8 +120,9 @@ def batches(ports, data, what):
     if set(data) != set(names):
         raise ValueError(f"{what} needs an array for each of the inputs {sorted(names)}; got "
                          f"{sorted(map(str, data))}.")
+    refuse_scalars({port.name: port.shape for port in ports})
     arrays = {}
-    for name, (batch, *shape), dtype in ports:
+    for name, (_, *shape), dtype in ports:
         if not hasattr(data[name], "__array__") and not isinstance(data[name], (list, tuple)):
             raise ValueError(f"{what} for input {name!r} must be an array of rows; got "
                              f"{type(data[name]).__name__}. Put the rows of a generator or a "
@@ -112,3 +142,11 @@ def batches(ports, data, what):
     rows, batch = rows.pop(), ports[0].shape[0]
     return [{name: array[np.minimum(np.arange(start, start + batch), rows - 1)]
              for name, array in arrays.items()} for start in range(0, rows, batch)]
+
+
+def refuse_scalars(shapes):
+    """Raises ValueError where an input's shape, by name, has no dimension for rows."""
+    for name, shape in shapes.items():
+        if not shape:
+            raise ValueError(f"Input {name!r} of the file is a scalar, so that no rows can be fed "
+                             "to it: give it the shape (batch, 1) in the model.")
