@@ -452,6 +452,9 @@ def test_int8_weights_by_hand():
     assert scale.tolist() == [1, 1, np.float32(2) / np.float32(127)]
     assert values.tolist() == [[0, 1, -127], [0, 0, 0], [32, 127, 0]]  # 31.75, and 0.19
     np.testing.assert_array_equal(store.quantized(weight.T, channel=1)[0], values.T)
+    tiny = np.array([[1e-45, 0], [2e-43, -1e-45]], "float32")  # a 127th of it is 0, or coarse
+    values, scale = store.quantized(tiny, channel=0)
+    assert scale.tolist() == [1, 1] and not values.any()
 
 
 def test_the_smallest_file_is_sparse_and_int8():

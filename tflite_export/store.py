@@ -130,10 +130,10 @@ def least_empty(weight, kernel):
 
 def quantized(weight, channel):
     """(int8 array, float32 scale of each channel): $q = \\mathrm{round}(w / s)$ with
-    $s = \\max |w| / 127$. Zeros stay zeros; a channel of zeros has the scale 1."""
+    $s = \\max |w| / 127$. Zeros stay zeros; a channel without normal scale has the scale 1."""
     axes = tuple(d for d in range(weight.ndim) if d != channel)
-    greatest = np.abs(weight).max(axis=axes, keepdims=True)
-    scale = np.where(greatest > 0, greatest / np.float32(127), np.float32(1)).astype(np.float32)
+    scale = (np.abs(weight).max(axis=axes, keepdims=True) / np.float32(127)).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 1  # 0, or so small that it has few digits
     values = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
     return values, scale.reshape(-1)
 
