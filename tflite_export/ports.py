@@ -99,8 +99,8 @@ def _random(rng, shape, dtype):
         return rng.random(shape).astype(dtype)
     if dtype in ("int8", "uint8", "int16"):
         limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    return rng.integers(0, 2, shape, "uint8").astype(dtype)
 
 
 def batches(ports, data, what):
