@@ -106,6 +106,10 @@ def test_representative_data_from_a_file(folder, tmp_path):
         (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
           "bad.npz"], "bad.npz cannot be read as an array"),
         (["dense.tflite", "-o", "."], "is a folder"),
+        (["dense.tflite", "-o", "new.tflite", "--html", "new.tflite"], "are one file"),
+        (["dense.tflite", "-o", "new.tflite", "--json", "./new.tflite", "--overwrite"],
+         "new.tflite and ./new.tflite are one file"),
+        (["dense.tflite", "-o", "a", "--html", "b", "--json", "link/b"], "b and link/b are one"),
         (["inspect", "absent.tflite"], "absent.tflite is not there"),
         (["inspect", "junk.tflite"], "Not a .tflite file"),
         (["verify", "cut.tflite"], "damaged or cut off"),
@@ -119,13 +123,22 @@ def test_failures_are_one_sentence_and_write_nothing(folder, monkeypatch, capfd,
     (folder / "empty.npy").write_bytes(b"")
     (folder / "bad.npz").write_bytes(b"PK\x03\x04 and no more")
     (folder / "cut.tflite").write_bytes((folder / "dense.tflite").read_bytes()[:-2000])
+    (folder / "link").unlink(missing_ok=True)
+    (folder / "link").symlink_to(".")
     monkeypatch.chdir(folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert run(*arguments) == 1
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert re.search(sentence, printed.err), printed.err
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_the_file_is_written_last(folder, tmp_path, capsys):
+    """A report that cannot be written, for its name is too long, leaves no .tflite file behind."""
+    page = tmp_path / ("x" * 250)
+    assert run(folder / "dense.tflite", "-o", tmp_path / "o.tflite", "--html", page) == 1
+    assert "File name too long" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_wrong_usage_is_2(folder, capsys):

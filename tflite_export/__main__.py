@@ -93,6 +93,7 @@ def _convert(arguments):
     for path in outputs:
         files.refuse_no_place(path)
         files.refuse_overwrite(path, arguments.overwrite)
+    _refuse_one_place(outputs)
     data = _data(arguments.representative_data)
     with quiet(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ExportWarning)
@@ -106,12 +107,12 @@ def _convert(arguments):
     for warning in warned:
         if issubclass(warning.category, ExportWarning):
             print(f"tflite_export: {warning.message}", file=sys.stderr)
-    exported.save(arguments.output, overwrite=arguments.overwrite)
     if arguments.html:
         exported.report.save_html(arguments.html, overwrite=arguments.overwrite)
     if arguments.json:
         text = json.dumps(exported.report.to_dict(), indent=1) + "\n"
         files.write(arguments.json, text.encode(), overwrite=arguments.overwrite)
+    exported.save(arguments.output, overwrite=arguments.overwrite)  # last: if it is there, all are
     print(f"{arguments.output}\n{exported.report}")
     return 0
 
@@ -184,6 +185,16 @@ def _benchmark(arguments):
 def _read(path):
     _refuse_missing(path)
     return Path(path).read_bytes()
+
+
+def _refuse_one_place(paths):
+    places = {}
+    for path in paths:
+        place = os.path.normcase(os.path.realpath(path))
+        if place in places:
+            raise ValueError(f"{places[place]} and {path} are one file: give each output a name "
+                             "of its own.")
+        places[place] = path
 
 
 def _refuse_missing(path):
