@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from exports import dense, dense_file, prune, rows, several, subclassed
 from keras import layers
 
@@ -127,6 +128,32 @@ def test_a_model_without_weights_is_refused():
         tflite_export.convert(model)
     exported = tflite_export.convert(model, sparse=False)
     assert tflite_export.compare(model, exported.tflite, np.abs(rows(4))) < TOLERANCE
+
+
+class Below(layers.Layer):
+    """Refuses numbers from `limit` on."""
+
+    def __init__(self, limit, **kwargs):
+        super().__init__(**kwargs)
+        self.limit = limit
+
+    def call(self, x):
+        tf.debugging.assert_less(keras.ops.max(x), self.limit)
+        return x
+
+
+def test_a_model_that_fails_on_random_inputs(tmp_path):
+    """It is converted by the way that the sentence names."""
+    inputs = keras.Input((64,), name="x")
+    model = prune(keras.Model(inputs, layers.Dense(64)(Below(0.01)(inputs))), 0.9)
+    with fails(f"^Model '{model.name}' does not run on these inputs, .*: Condition x < y did not "
+               "hold. .* write it dense by model.export"):
+        tflite_export.convert(model)
+    model.export(tmp_path / "dense.tflite", format="litert", verbose=False)
+    exported = tflite_export.convert(tmp_path / "dense.tflite")
+    assert exported.report.is_sparse and exported.report.difference == 0
+    with fails("does not run on these inputs"):
+        tflite_export.compare(model, exported.tflite, np.ones((2, 64)))
 
 
 def test_several_inputs_of_a_file_need_names():

@@ -24,6 +24,13 @@ def test_a_crash_a_hang_and_an_error_are_answers():
     assert child.call(child.echo, np.arange(3), limit=60).value.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["notes", "result"])
+@pytest.mark.parametrize("share", [0.02, 0.9])
+def test_a_child_that_is_ended_while_it_writes_is_an_answer(name, share):
+    assert child.call(children.end_while_writing, name, share, limit=60) == child.Answer(
+        None, "its process was ended by SIGKILL", ("begins",))
+
+
 def tried(tflite, rounding=1e-5):
     batches = ports.random_batches(ports.inputs(flatbuffer.read(tflite)), 2)
     return trial.trial(tflite, store.dense_twin(tflite), batches, rounding=rounding)

@@ -4,6 +4,7 @@ The runtime believes the file that it is given, and a wrong one may end the proc
 converter wants another Keras backend than the one that a model lives on. Both get a child.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -97,9 +98,10 @@ def _failure(done):
 
 
 def _pickles(path):
+    """What was written whole: a child that is ended while it writes leaves a piece."""
     values = []
     if path.exists():
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
             while file.peek(1):
                 values.append(pickle.load(file))
     return values

@@ -15,6 +15,7 @@ from tflite_export import child, flatbuffer, quantize
 from tflite_export.signature import Signature
 
 LIMIT = 3600  # seconds for a conversion in a child process
+_COLOUR = re.compile("\x1b\\[\\d*m")
 
 
 class KerasSource:
@@ -47,15 +48,27 @@ class KerasSource:
         return self._signature.by_name(arrays)
 
     def outputs(self, batches):
-        """Keras' outputs by name, for each batch of arrays by name."""
+        """Keras' outputs by name, for each batch of arrays by name.
+
+        Raises:
+            ValueError: the model fails on them; in the words of the layer, or of the backend.
+        """
+        try:
+            return [self._outputs(batch) for batch in batches]
+        except Exception as error:
+            raise ValueError(
+                f"{self.name[0].upper()}{self.name[1:]} does not run on these inputs, which for "
+                "the check are random floats in [0, 1) and integers 0 and 1: "
+                f"{first_line(error).rstrip('.')}. Where the model must not see those, write it dense by "
+                "model.export(path, format='litert'), and convert that file."
+            ) from error
+
+    def _outputs(self, batch):
         import keras
 
-        results = []
-        for batch in batches:
-            tensors = [keras.ops.convert_to_tensor(batch[i.name], i.dtype) for i in self.inputs]
-            results.append({name: keras.ops.convert_to_numpy(output)
-                            for name, output in self._signature.call(*tensors).items()})
-        return results
+        tensors = [keras.ops.convert_to_tensor(batch[i.name], i.dtype) for i in self.inputs]
+        return {name: keras.ops.convert_to_numpy(output)
+                for name, output in self._signature.call(*tensors).items()}
 
     def files(self, mode, batches, only_int8=False):
         """(bytes of the float32 file, bytes of the quantized one or None).
@@ -151,9 +164,11 @@ def refuse_other_precisions(model):
 
 
 def first_line(error):
-    """The first line of an error's text, or its class' name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The first line of an error's text that says what is wrong, or its class' name."""
+    lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]  # Keras says in which layer first
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def _modules(model):
