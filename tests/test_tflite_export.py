@@ -390,10 +390,13 @@ def test_files_of_others_are_refused_in_words():
         constants(b"")
 
 
-def test_a_file_over_two_gigabytes_is_refused(pruned, monkeypatch):
-    monkeypatch.setattr(flatbuffer, "LIMIT", 1000)
-    with fails("cannot be larger than 2 GB"):
-        store.store(tflite_export.convert(pruned[0], sparse=False).tflite)
+@pytest.mark.parametrize("size", [2**31 - 2**16, 2**31, 2**33])
+def test_a_file_of_two_gigabytes_is_refused(size):
+    """Just below the limit there is no room for the graph. No page of the zeros is touched."""
+    model = flatbuffer.read(dense_file(dense))
+    model.buffers[model.subgraphs[0].tensors[1].buffer].data = np.zeros(size, np.uint8)
+    with fails(f"constants take {str(size)[0]},.* bytes, .* cannot be larger than 2 GB: quantize"):
+        flatbuffer.write(model)
 
 
 def test_writing_what_was_read_changes_nothing_but_what_is_unused(pruned):

@@ -217,8 +217,9 @@ def _refuse_weights(float_file, dense_file, name, sparse):
               flatbuffer.constants(float_file) if constant.value.dtype.kind == "f"]
     for weight, bad in found:
         if bad.any():
-            raise ValueError(f"The weight {weight!r} of {name} holds NaN or infinite numbers: such "
-                             "a model cannot be exported.")
+            raise ValueError(f"The weight {weight!r} of {name} holds NaN or infinite numbers, with "
+                             "which no output is right: go back to a checkpoint that has none, and "
+                             "train on with a lower learning rate or with clipped gradients.")
     if sparse is not False and not weights.find(flatbuffer.read(dense_file)):
         raise ValueError(
             f"There is no constant weight of two or more dimensions in {name} that could be stored "

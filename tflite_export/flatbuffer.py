@@ -16,7 +16,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export import encoding, wellformed
 
-LIMIT = 2**31 - 1  # bytes: offsets inside the file are signed 32-bit integers
 MAX_RANK = 8  # of LiteRT's operators
 
 DTYPES = {
@@ -148,13 +147,18 @@ def write(model):
     for index in range(len(model.subgraphs)):
         _drop_unused_tensors(model, index)
     _drop_unused_buffers(model)
+    return pack_files(bytes(_built(model).Output()), getattr(model, "packed_files", ()))
+
+
+def _built(model):
     size = sum(len(b.data) for b in model.buffers if b.data is not None)
-    if size > LIMIT:
+    try:
+        builder = flatbuffers.Builder(size + 2**16)
+        builder.Finish(model.Pack(builder), wellformed.IDENTIFIER)
+    except flatbuffers.builder.BuilderSizeError:  # offsets in the file are signed 32-bit integers
         raise ValueError(f"The constants take {size:,} bytes, and a .tflite file cannot be larger "
-                         "than 2 GB: quantize the model, or split it.")
-    builder = flatbuffers.Builder(size + 2**16)
-    builder.Finish(model.Pack(builder), wellformed.IDENTIFIER)
-    return pack_files(bytes(builder.Output()), getattr(model, "packed_files", ()))
+                         "than 2 GB: quantize the model, or split it.") from None
+    return builder
 
 
 def constants(tflite):

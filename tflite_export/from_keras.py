@@ -59,8 +59,8 @@ class KerasSource:
             raise ValueError(
                 f"{self.name[0].upper()}{self.name[1:]} does not run on these inputs, which for "
                 "the check are random floats in [0, 1) and integers 0 and 1: "
-                f"{first_line(error).rstrip('.')}. Where the model must not see those, write it dense by "
-                "model.export(path, format='litert'), and convert that file."
+                f"{first_line(error).rstrip('.')}. Where the model must not see those, write it "
+                "dense by model.export(path, format='litert'), and convert that file."
             ) from error
 
     def _outputs(self, batch):
