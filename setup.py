@@ -26,7 +26,8 @@ setup(
         "importlib_resources",  # tensorflow-datasets 4.9.10 imports it to download, and lacks it
         "keras-tuner>=1.4.7",
         "tensorboard>=2.20",
-        "ai-edge-litert>=2.0",  # the LiteRT interpreter; TensorFlow's own is deprecated
+        "ai-edge-litert>=2.3",  # the LiteRT interpreter; TensorFlow's own is deprecated
+        "flatbuffers>=25.9",  # writes .tflite files
     ],
     extras_require={
         "demo": DEMO,

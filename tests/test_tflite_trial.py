@@ -137,3 +137,14 @@ def test_where_the_twin_fails_nothing_is_expected():
     result = trial.trial(file, store.dense_twin(file), [{"input_0": np.ones((1, 3), "float32")}])
     assert result.failure is None and len(result.outcomes) == 4
     assert all("the dense file does not run either" in o.failure for o in result.outcomes)
+
+
+def test_an_interface_that_litert_lacks_is_not_tried(tmp_path, monkeypatch):
+    """In the child, this LiteRT is one without an option of CompiledModel."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import ai_edge_litert.compiled_model\ndel ai_edge_litert.compiled_model.CpuOptions\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = tried(dense_file(dense))
+    assert [o.kernels for o in result.outcomes] == KINDS and result.failure is None
+    assert [o.difference for o in result.outcomes] == [0, 0, 0, None]
+    assert result.outcomes[-1].failure.startswith("not tried: cannot import name 'CpuOptions'")
