@@ -316,7 +316,7 @@ def test_several_arguments_of_call_are_refused():
 
     model = Two()
     model(np.ones((1, 4)), np.ones((1, 3)))
-    with fails("cannot be traced on the inputs input_0"):
+    with fails("missing a required argument: 'b'.*: give one dict or list argument"):
         tflite_export.convert(model)
 
 

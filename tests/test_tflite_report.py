@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from arm.builder import Builder
 from exports import conv, dense, dense_file, recurrent, wide
 
 import tflite_export
@@ -76,6 +77,19 @@ def test_the_table_has_every_figure(exported):
         assert f"{release}: dense, " in text
 
 
+def test_other_constants_by_hand():
+    """A summand, the shape of a reshape, and a bias; the biases of the other file are zero, and
+    left out by the converter."""
+    b = Builder()
+    x = b.reshape(b.binary("ADD", b.input(1, 4, 2), b.constant(np.ones(2, np.float32))), 1, 8)
+    report = tflite_export.convert(b.finish(b.dense(x, 3))).report
+    assert report.other_constants == 4 * 2 + 4 * 2 + 4 * 3 == report.to_dict()["other_constants"]
+    assert sum(row.bytes for row in report.layers) == 4 * 3 * 8
+    (line,) = [line for line in str(report).splitlines() if line.startswith("other constants")]
+    assert line.split() == ["other", "constants", "28", "28"]
+    assert sizes.other_constants(dense_file(dense)) == 0
+
+
 def test_json_has_every_figure(exported):
     report = exported.report
     figures = json.loads(json.dumps(report.to_dict()))
@@ -118,6 +132,7 @@ def test_the_page_needs_nothing_else(exported, tmp_path):
     assert len(page.widths) == len(exported.report.sizes) + 2 * 2
     row = exported.report.layers[0]
     assert f"width:{100 * row.bytes / row.bytes_dense:.1f}%" in page.widths
+    assert "no weights take 0 bytes" in page.text
     assert names.short(row.name) in page.text and "its zeros are not in blocks" in page.text
     with pytest.raises(FileExistsError, match="overwrite=True"):
         exported.report.save_html(path)

@@ -129,6 +129,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         reason=_reason(encoded, float_file, wrong, policy),
         sizes=(sizes.size("this file", encoded.tflite), *others, *sizes.dense_sizes(float_file)),
         layers=rows,
+        other_constants=sizes.other_constants(encoded.tflite),
         difference=difference,
         turned_inputs=tuple(sorted(turned)),
         trial=outcomes,

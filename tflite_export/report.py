@@ -13,6 +13,7 @@ class Report(NamedTuple):
     reason: str  # why, in one sentence
     sizes: tuple  # of sizes.Size: the file, the dense one it was made from, and other dtypes
     layers: tuple  # of layers.LayerReport, one per weight
+    other_constants: int  # bytes of what is no weight: biases, tables, shapes
     difference: float | None  # greatest |LiteRT - the model| of all outputs, on random inputs; None
     # where LiteRT cannot run the file here
     trial: tuple = ()  # of trial.Outcome: the file beside its dense twin
@@ -91,7 +92,7 @@ class Report(NamedTuple):
             f"this file: {self.reason}",
             *(f"done: {note}" for note in self.notes),
             "",
-            *layer_table(self.layers),
+            *layer_table(self.layers, self.other_constants),
             "",
             f"multiply-adds: {self.multiply_adds:,}; without the zeros that sparse kernels leave "
             f"out: {self.expected_multiply_adds:,}",
@@ -109,11 +110,13 @@ def said(outcome):
     return f"{outcome.kernels}: {outcome.difference:.1e} of the greatest output"
 
 
-def layer_table(rows):
-    """Lines of a table with a row per weight, and below it why, and what would change it."""
+def layer_table(rows, others):
+    """Lines of a table with a row per weight and one for the bytes of all other constants, and
+    below it why, and what would change it."""
     cells = [(names.short(row.name), row.operator, "x".join(map(str, row.shape)), row.dtype,
               f"{row.sparsity:.4f}", row.encoding, f"{row.bytes_dense:,}", f"{row.bytes:,}",
               f"{row.lower_bound:,}", "sparse" if row.runs_sparse else "dense") for row in rows]
+    cells.append(("other constants", *[""] * 5, f"{others:,}", f"{others:,}", "", ""))
     yield from table(("weight", "operator", "shape", "stored as", "zeros", "encoding", "dense",
                       "bytes", "least", "runs"), cells, left=(0, 1, 2, 3, 5, 9))
     groups = {}

@@ -5,6 +5,7 @@ or is called input_0, input_1, ... by its place. An output keeps its key where t
 dict, and is called output_0, output_1, ... in Keras' order where it does not.
 """
 
+import inspect
 import re
 from typing import NamedTuple
 
@@ -98,6 +99,14 @@ def _arguments(model):
             f"Model {model.name!r} was never called, so the shapes of its inputs are unknown: "
             "call it once on a batch, or give it a keras.Input."
         )
+    try:
+        inspect.signature(model.call).bind(*shapes)
+    except TypeError as error:
+        raise ValueError(
+            f"The shapes of {len(shapes)} arguments of model {model.name!r} are known, and its "
+            f"call has more ({error}): give one dict or list argument, and call the model once "
+            "with it."
+        ) from None
     return keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, "float32"), shapes)
 
 

@@ -29,6 +29,15 @@ def size(name, tflite):
     return Size(name, len(tflite), len(zlib.compress(tflite, 9)))
 
 
+def other_constants(tflite):
+    """The bytes of all constants that are no weights: biases, tables, shapes."""
+    model = flatbuffer.read(tflite)
+    buffers = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    buffers -= {weight.tensor.buffer for weight in weights.find(model)}
+    contents = [model.buffers[buffer].data for buffer in buffers]
+    return sum(len(content) for content in contents if content is not None)
+
+
 def dense_sizes(tflite):
     """Sizes of a dense file and, if it is a float32 one, of it with float16 and int8 constants."""
     if not _is_float32(tflite):
