@@ -364,6 +364,19 @@ def test_an_embedding_is_stored_sparse_too():
     assert tflite_export.compare(model, exported.tflite, ids) < TOLERANCE
 
 
+@pytest.mark.parametrize(("mode", "dtype"), [(None, "float32"), ("int8_weights", "int8")])
+def test_a_transposed_convolution_is_stored_sparse(mode, dtype):
+    model = prune(keras.Sequential([keras.Input((5, 6, 32)), layers.Conv2DTranspose(
+        24, 3, strides=2, padding="same", activation="relu")]), 0.9)
+    exported = tflite_export.convert(model, quantize=mode)
+    (row,) = exported.report.layers
+    assert (row.operator, row.shape, row.dtype) == ("TRANSPOSE_CONV", (24, 3, 3, 32), dtype)
+    assert row.stored_sparse and all(outcome.passed for outcome in exported.report.trial)
+    assert row.multiply_adds == 5 * 6 * row.bytes_dense // np.dtype(dtype).itemsize
+    tolerance = TOLERANCE if mode is None else 0.01
+    assert tflite_export.compare(model, exported.tflite, rows(5, 6, 32)) < tolerance
+
+
 def test_weights_inside_a_loop_are_stored_sparse():
     """An LSTM that is not unrolled runs a subgraph for each time step."""
     inputs = keras.Input((5, 16))

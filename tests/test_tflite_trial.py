@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from exports import dense, dense_file, wide
+from arm import graphs
+from exports import dense, dense_file, prune, wide
 from keras import layers
 
 import tflite_export
@@ -148,3 +149,37 @@ def test_an_interface_that_litert_lacks_is_not_tried(tmp_path, monkeypatch):
     assert [o.kernels for o in result.outcomes] == KINDS and result.failure is None
     assert [o.difference for o in result.outcomes] == [0, 0, 0, None]
     assert result.outcomes[-1].failure.startswith("not tried: cannot import name 'CpuOptions'")
+
+
+LOOKED_UP = "embedding_int8_weight_through_densify_and_dequantize"
+
+
+@pytest.mark.parametrize("name", [name for name in graphs.ENCODINGS if name != LOOKED_UP
+                                  and re.match("(int8_)?(convolution_3x3|depthwise)|transp|embedd",
+                                               name)])
+def test_every_operator_reads_an_unpacked_weight(name):
+    """Beside its dense twin, with every kind of kernels; on Arm the matrix does the same."""
+    result = tried(graphs.ENCODINGS[name](), graphs.ENCODINGS[name].tolerance)
+    assert [(o.kernels, o.failure) for o in result.outcomes] == [(kind, None) for kind in KINDS]
+    assert result.failure is None and np.ptp(result.outputs[0].popitem()[1]) > 0.1
+
+
+def test_a_look_up_behind_an_unpacking_and_a_dequantization():
+    """XNNPACK takes both operators, and leaves GATHER, which it has not, without a weight."""
+    result = tried(graphs.ENCODINGS[LOOKED_UP]())
+    assert [o.passed for o in result.outcomes] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(("mode", "runtime"), [("int8_weights", "litert"),
+                                               ("float16", "litert>=2.2")])
+def test_such_a_look_up_is_never_written(mode, runtime):
+    """Rows so long that sparse int8 would be the smallest."""
+    ids = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(40, 512)(ids)
+    model = prune(keras.Model(ids, layers.Dense(64)(x) * 2.0), 0.9)
+    report = tflite_export.convert(model, quantize=mode, runtime=runtime).report
+    embedding, matrix = report.layers
+    assert matrix.stored_sparse and matrix.dtype == {"int8_weights": "int8"}.get(mode, mode)
+    assert (embedding.operator, embedding.dtype, embedding.stored_sparse) == (
+        ("GATHER", "float32", True) if mode == "int8_weights" else ("GATHER", "float16", False))
+    assert all(outcome.passed for outcome in report.trial) and len(report.trial) == 4

@@ -106,7 +106,9 @@ def unpackable(weight, runtime):
     if dtype == np.float16 and runtime != NEWER:
         return Reason("LiteRT before 2.2 computes NaN from sparse float16 weights on ARM",
                       f"runtime={NEWER!r}, or quantize=None or 'int8_weights'")
-    if dtype != np.int8 or weight.unpacking:
+    if weight.unpacking:
+        return before_dequantize(weight)
+    if dtype != np.int8:
         return None
     if weight.activations == "float32":
         return Reason(f"LiteRT does not load a hybrid {weight.operator} with an unpacked weight",
@@ -115,6 +117,14 @@ def unpackable(weight, runtime):
         return Reason("LiteRT 2.2 and newer do not load an int8 FULLY_CONNECTED with an unpacked "
                       "weight", "quantize='int8_weights', which computes in float32")
     return None
+
+
+def before_dequantize(weight):
+    """None if a DENSIFY may stand before the DEQUANTIZE of a weight, else the Reason."""
+    if "GATHER" not in weight.operator:
+        return None
+    return Reason("XNNPACK leaves the DEQUANTIZE after an unpacking out, which GATHER needs",
+                  "quantize=None or 'dynamic'")
 
 
 def blocks(matrix, block):

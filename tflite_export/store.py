@@ -113,6 +113,7 @@ def _plans(weight, policy):
         values, scale = quantized(weight.value, weight.channel)
         extra = 12 * scale.size  # a scale takes 4 bytes and its zero point 8, for each tensor
         yield _Plan("int8", values.nbytes + extra + added, values, scale=scale)
+        unpack = unpack and kernels.before_dequantize(weight) is None
         encoded = encoding.smallest(values) if unpack else None
         if encoded is not None:
             yield _Plan("unpacked int8", encoded.bytes + 2 * extra + 2 * added, *encoded, scale)

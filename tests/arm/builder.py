@@ -94,17 +94,33 @@ class Builder:
                         fusedActivationFunction=ACTIVATIONS[activation])
 
     def depthwise(self, x, kernel=3, stride=1, padding="SAME", activation=None, dilation=1,
-                  multiplier=1):
+                  multiplier=1, weight=None):
         batch, height, width, depth = self.shape(x)
-        weight = self.kernel((depth * multiplier, kernel, kernel)).transpose(1, 2, 0)[None]
+        if weight is None:
+            weight = self.kernel((depth * multiplier, kernel, kernel)).transpose(1, 2, 0)[None]
+            weight = self.constant(weight, "kernel")
         size = [_size(n, kernel, stride, padding, dilation) for n in (height, width)]
         return self.add("DEPTHWISE_CONV_2D",
-                        [x, self.constant(weight, "kernel"), self.bias(depth * multiplier)],
+                        [x, weight, self.bias(depth * multiplier)],
                         [batch, *size, depth * multiplier], "DepthwiseConv2DOptions",
                         strideH=stride, strideW=stride, depthMultiplier=multiplier,
                         dilationHFactor=dilation, dilationWFactor=dilation,
                         padding=getattr(schema.Padding, padding),
                         fusedActivationFunction=ACTIVATIONS[activation])
+
+    def transpose_conv(self, x, weight, stride=2):
+        """With a kernel as large as its stride, without a bias."""
+        batch, height, width, _ = self.shape(x)
+        shape = [batch, stride * height, stride * width, self.shape(weight)[0]]
+        size = self.constant(np.array(shape, np.int32), "size")
+        return self.add("TRANSPOSE_CONV", [size, weight, x], shape, "TransposeConvOptions",
+                        padding=schema.Padding.VALID, strideH=stride, strideW=stride)
+
+    def gather(self, weight, rows):
+        """These rows of a matrix."""
+        ids = self.constant(np.array(rows, np.int32), "rows")
+        return self.add("GATHER", [weight, ids], [len(rows), *self.shape(weight)[1:]],
+                        "GatherOptions", axis=0)
 
     def pad(self, x, top=1, bottom=1, left=1, right=1, channels=0):
         amounts = np.array([[0, 0], [top, bottom], [left, right], [0, channels]], np.int32)

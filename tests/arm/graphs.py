@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from arm.builder import Builder
-from tflite_export import encoding, flatbuffer
+from tflite_export import encoding, flatbuffer, store
 from tflite_export.graph import ELEMENTWISE
 
 CLUSTERS, ENCODINGS = {}, {}
@@ -651,19 +651,20 @@ def _int8(weight, per_channel=True):
     return values.astype(np.int8), scale
 
 
-def _quantization(scale, zero_point=0):
+def _quantization(scale, zero_point=0, channel=0):
     parameters = schema.QuantizationParametersT()
     parameters.scale = np.atleast_1d(np.asarray(scale, np.float32))
     parameters.zeroPoint = np.full(parameters.scale.size, zero_point, np.int64)
+    parameters.quantizedDimension = channel
     return parameters
 
 
-def _weight(b, value, *, block=1, scale=None, sparse=True, through=()):
+def _weight(b, value, *, block=1, scale=None, channel=0, sparse=True, through=()):
     """The index of a constant with one encoding, behind the operators named in `through`."""
     index = b.constant(value, "weight")
     tensor = b.graph.tensors[index]
     if scale is not None:
-        tensor.quantization = _quantization(scale)
+        tensor.quantization = _quantization(scale, channel=channel)
     if sparse:
         values, tensor.sparsity = encoding.encode(value, block=block)
         tensor.buffer = flatbuffer.add_constant(b.model, values)
@@ -697,36 +698,57 @@ def _hybrid(value, **arguments):
     return _dense_layer(values, scale=scale, **arguments)
 
 
-def _int8_layer(value, *, version=8, convolution=False, per_channel=False, **arguments):
-    """A file with one int8 FULLY_CONNECTED or 1x1 CONV_2D between QUANTIZE and DEQUANTIZE."""
+def _int8_layer(value, *, version=8, per_channel=False, depthwise=False, **arguments):
+    """A file with one int8 FULLY_CONNECTED, CONV_2D or depthwise one, by the rank of the weight,
+    between QUANTIZE and DEQUANTIZE."""
     b = Builder()
-    values, scale = _int8(value, per_channel)
-    rows, columns = value.shape
-    x = b.input(1, 4, 4, columns) if convolution else b.input(1, columns)
+    channel = 3 if depthwise else 0
+    values, scale = (store.quantized(value, channel) if per_channel
+                     else _int8(value, per_channel=False))
+    x = b.input(*([1, 4, 4] if value.ndim == 4 else [1]), value.shape[-1])
     x = b.add("QUANTIZE", [x], b.shape(x), "QuantizeOptions", "int8")
     b.graph.tensors[x].quantization = _quantization(0.03)
-    if convolution:
-        values = values.reshape(rows, 1, 1, columns)
-    weight = _weight(b, values, scale=scale, **arguments)
-    y = b.conv(x, rows, weight=weight) if convolution else b.dense(x, rows, weight=weight)
-    _version(b, 3 if convolution else version)
+    weight = _weight(b, values, scale=scale, channel=channel, **arguments)
+    y = _layer(b, x, value.shape, weight, depthwise)
+    _version(b, 3 if value.ndim == 4 else version)
     b.graph.tensors[y].type = schema.TensorType.INT8
     b.graph.tensors[y].quantization = _quantization(0.03)
     bias = b.graph.tensors[int(b.graph.operators[-1].inputs[2])]
     bias.type, bias.buffer = schema.TensorType.INT32, flatbuffer.add_constant(
-        b.model, np.zeros(rows, np.int32))
+        b.model, np.zeros(value.shape[channel], np.int32))
     bias.quantization = _quantization(0.03 * scale)
     y = b.add("DEQUANTIZE", [y], b.shape(y), "DequantizeOptions")
     _version(b, 2)
     return b.finish(y)
 
 
+def _layer(b, x, shape, weight, depthwise=False):
+    """The operator for a weight of this shape."""
+    if len(shape) == 2:
+        return b.dense(x, shape[0], weight=weight)
+    if depthwise:
+        return b.depthwise(x, shape[1], weight=weight)
+    return b.conv(x, shape[0], shape[1], weight=weight)
+
+
 def _convolution(value, *, depthwise=False, **arguments):
     b = Builder()
-    rows, *_, columns = value.shape
-    x = b.input(1, 8, 8, columns)
-    y = b.conv(x, rows, weight=_weight(b, value, **arguments))
-    return b.finish(y)
+    x = b.input(1, 8, 8, value.shape[-1])
+    weight = _weight(b, value, channel=3 if depthwise else 0, **arguments)
+    return b.finish(_layer(b, x, value.shape, weight, depthwise))
+
+
+def _transposed(value, **arguments):
+    b = Builder()
+    x = b.input(1, 5, 6, value.shape[-1])
+    return b.finish(b.transpose_conv(x, _weight(b, value, **arguments)))
+
+
+def _embedding(value, **arguments):
+    """Some rows of a matrix, and a float input, for the matrix feeds no integers."""
+    b = Builder()
+    found = b.gather(_weight(b, value, **arguments), [3, 0, len(value) - 1, 3])
+    return b.finish(b.binary("ADD", b.input(4, value.shape[1]), found))
 
 
 _ROWS, _COLUMNS = 32, 256
@@ -891,8 +913,47 @@ def _():
 
 @_encoding("int8_convolution_through_densify", tolerance=0.02)
 def _():
-    return _int8_layer(_scattered(_ROWS, 64), through=["DENSIFY"], convolution=True,
+    return _int8_layer(_scattered(_ROWS, 64).reshape(_ROWS, 1, 1, 64), through=["DENSIFY"],
                        per_channel=True)
+
+
+# The other operators, through DENSIFY: stored as float32, as int8, and with int8 activations.
+
+def _scattered_3x3():
+    return _scattered(_ROWS, 9 * 16).reshape(_ROWS, 3, 3, 16)
+
+
+def _scattered_depthwise():
+    return _scattered(9, 64, 0.7).reshape(1, 3, 3, 64)
+
+
+def _other(name, build, value, channel=0, **arguments):
+    @_encoding(f"{name}_through_densify")
+    def _():
+        return build(value(), through=["DENSIFY"], **arguments)
+
+    @_encoding(f"{name}_int8_weight_through_densify_and_dequantize")
+    def _():
+        values, scale = store.quantized(value(), channel)
+        return build(values, scale=scale, through=["DENSIFY", "DEQUANTIZE"], **arguments)
+
+
+_other("convolution_3x3", _convolution, _scattered_3x3)
+_other("depthwise", _convolution, _scattered_depthwise, 3, depthwise=True)
+_other("transposed_convolution", _transposed,
+       lambda: _scattered(_ROWS, 4 * 16).reshape(_ROWS, 2, 2, 16))
+_other("embedding", _embedding, lambda: _scattered(_ROWS, _COLUMNS))
+
+
+@_encoding("int8_convolution_3x3_through_densify", tolerance=0.02)
+def _():
+    return _int8_layer(_scattered_3x3(), through=["DENSIFY"], per_channel=True)
+
+
+@_encoding("int8_depthwise_through_densify", tolerance=0.02)
+def _():
+    return _int8_layer(_scattered_depthwise(), through=["DENSIFY"], per_channel=True,
+                       depthwise=True)
 
 
 RANDOM = {f"random_{seed}": functools.partial(random_cluster, seed) for seed in range(DRAWN)}
