@@ -132,8 +132,8 @@ def test_the_gradient_of_a_sample():
     log_alpha = np.full(5, 0.3)
     u = np.array([1e-6, 0.2, 0.5, 0.7, 1 - 1e-6])
     [got] = oracles.gradient(
-        lambda a: ops.sum(relax.sample_hard_concrete(a, ops.convert_to_tensor(u.astype("float32")))),
-        log_alpha)
+        lambda a: ops.sum(relax.sample_hard_concrete(
+            a, ops.convert_to_tensor(u.astype("float32")))), log_alpha)
     s = oracles.sigmoid((np.log(u / (1 - u)) + 0.3) / oracles.BETA)
     z = s * 1.2 - 0.1
     expected = np.where((z > 0) & (z < 1), 1.2 * s * (1 - s) / oracles.BETA, 0)

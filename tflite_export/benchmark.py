@@ -77,8 +77,8 @@ def measure(note, files, batches, rounds, threads):
     """What the child does: seconds for a run of each file, in each round.
 
     Each file has a thread of its own, as in an app that has one of them: XNNPACK's kernels for
-    AVX-512 leave the upper halves of vector registers in use, after which kernels for SSE take three
-    times as long on that thread.
+    AVX-512 leave the upper halves of vector registers in use, after which kernels for SSE take
+    three times as long on that thread.
     """
     timers = [_Timer(file, batch, threads) for file, batch in zip(files, batches)]
     rows = []

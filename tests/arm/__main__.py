@@ -51,7 +51,8 @@ def main():
 
     predictions = {name: xnnpack.predict(file.tflite).runtimes for name, file in files.items()}
     mismatches, refused = compare(outcomes, predictions)
-    results |= {"graphs": len({name.removesuffix("/float").removesuffix("/int8") for name in files}),
+    distinct = {name.removesuffix("/float").removesuffix("/int8") for name in files}
+    results |= {"graphs": len(distinct),
                 "files": len(files), "runs": sum(len(runs(one)) for one in outcomes.values()),
                 "mismatches": mismatches, "refused although right": refused}
     write(output, results, outcomes, predictions)
