@@ -123,8 +123,9 @@ def dense_warning(match=""):
      "begin with a 3x3 convolution of stride 2"),
 ], ids=["zeros", "max_pool", "spatial", "stem"])
 def test_a_pruned_network_that_runs_dense_warns(build, sparsity, why, change):
-    """Once, and not where it was asked for a smaller file, or a dense one."""
-    file = tflite_export.convert(prune(build(), sparsity), sparse=False).tflite
+    """Once, and not where it was asked for a smaller file, a dense one, or dense int8 kernels."""
+    model = prune(build(), sparsity)
+    file = tflite_export.convert(model, sparse=False).tflite
     with dense_warning(why) as warned:
         report = tflite_export.convert(file).report
     assert report.is_sparse and len(warned) == 1
@@ -133,6 +134,8 @@ def test_a_pruned_network_that_runs_dense_warns(build, sparsity, why, change):
     assert all(change in row.change for row in pointwise if row.stored_sparse)
     assert f"to change it: {pointwise[-1].change}" in str(report)
     tflite_export.convert(file, sparse="size")
+    tflite_export.convert(model, quantize="int8",
+                          representative_data=np.ones((8, *model.input_shape[1:])))
 
 
 def test_what_cannot_be_rewritten_is_smaller_only_and_says_why():

@@ -48,11 +48,12 @@ class Encoded(NamedTuple):
 
 
     def no_convolution_runs_sparse(self, runtime):
-        """Whether a 1x1 convolution is stored sparse, and no covered release runs one sparse."""
+        """Whether a 1x1 convolution in float32 is stored sparse, and no covered release runs one
+        sparse; whoever asks for int8 kernels knows that they are dense."""
         if self.prediction is None:
             return False
         stored = any(weight.tensor.sparsity is not None and weight.operator == "CONV_2D"
-                     and pointwise(weight) for weight in weights.find(flatbuffer.read(self.tflite)))
+                     and pointwise(weight) and weight.activations == "float32" for weight in weights.find(flatbuffer.read(self.tflite)))
         return stored and not any(
             op.kind == "CONV_2D" and op.runs[generation] == xnnpack.SPARSE
             for op in self.prediction.operators for generation in kernels.GENERATIONS[runtime])
