@@ -79,6 +79,24 @@ class Subclassed(keras.Model):
         return {"sum": self.dense(inputs["a"] + inputs["b"]), "first": inputs["a"]}
 
 
+@keras.saving.register_keras_serializable(package="exports")
+class Scaled(layers.Layer):
+    """A custom layer; `custom_functions` has a custom activation."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), name="kernel")
+
+    def call(self, x):
+        return self.factor * (x @ self.kernel)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
 def subclassed():
     model = Subclassed()
     model({"a": np.ones((1, 4)), "b": np.ones((1, 4))})

@@ -1,10 +1,11 @@
 """What convert takes: models of any backend, saved models, .tflite files; and what it refuses."""
 
+import custom_functions
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from exports import dense, dense_file, prune, rows, several, subclassed
+from exports import Scaled, dense, dense_file, prune, rows, several, subclassed
 from keras import layers
 
 import tf_sparsity as ts
@@ -65,6 +66,16 @@ def test_every_backend_exports_models_with_custom_and_sparse_layers():
             tflite_export.convert(model)  # not registered: Keras cannot save and load it
 
 
+@pytest.mark.any_backend
+def test_every_backend_exports_registered_layers_and_functions():
+    """Both modules are imported in the child: the layer's, and the activation's."""
+    model = prune(keras.Sequential([
+        keras.Input((64,)), Scaled(0.5), layers.Dense(64, custom_functions.bent)]), 0.9)
+    exported = tflite_export.convert(model)
+    assert [row.stored_sparse for row in exported.report.layers] == [True, True]
+    assert tflite_export.compare(model, exported.tflite, rows(64)) < TOLERANCE
+
+
 def test_a_file_without_a_signature():
     model = flatbuffer.read(dense_file(dense))
     model.signatureDefs = None
@@ -117,8 +128,8 @@ def test_weights_that_are_no_numbers_are_refused(value):
     for tensor in model.subgraphs[0].tensors:
         if flatbuffer.name(tensor) == constant.name:
             tensor.buffer = flatbuffer.add_constant(model, spoiled)
-    with fails("The weight '.*' of the .tflite file holds NaN or infinite numbers, .*: go back to a "
-               "checkpoint that has none"):
+    with fails("The weight '.*' of the .tflite file holds NaN or infinite numbers, .*: go back to "
+               "a checkpoint that has none"):
         tflite_export.convert(flatbuffer.write(model))
 
 

@@ -5,10 +5,12 @@ larger or not, and for some dtypes wrongly.
 """
 
 import importlib
+import json
 import re
 import sys
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 
 from tflite_export import child, flatbuffer, quantize
@@ -90,7 +92,7 @@ class KerasSource:
             path = str(Path(folder) / "model.keras")
             self._model.save(path)
             answer = child.call(
-                convert_saved, path, _modules(self._model), self._batch_size, mode, batches,
+                convert_saved, path, _modules(self._model, path), self._batch_size, mode, batches,
                 only_int8, limit=LIMIT, environment={"KERAS_BACKEND": "tensorflow"})
         if answer.failure is not None:
             raise ValueError(
@@ -171,13 +173,20 @@ def first_line(error):
     return lines[0].strip() if lines else type(error).__name__
 
 
-def _modules(model):
-    """The modules that define the classes of a model's layers, beside Keras'."""
+def _modules(model, path):
+    """The modules of a saved model's layers and of what it names that is registered with Keras,
+    an activation for instance; beside Keras' own."""
+    import keras
+
+    with zipfile.ZipFile(path) as file:
+        config = file.read("config.json").decode()
     found = {type(layer).__module__ for layer in model._flatten_layers()}
+    found |= {registered.__module__ for name, registered
+              in keras.saving.get_custom_objects().items() if json.dumps(name) in config}
     if "__main__" in found:
         raise ValueError(
-            f"Model {model.name!r} has layers whose classes are defined in __main__, where the "
-            "process that converts it under KERAS_BACKEND=tensorflow cannot import them: move "
+            f"Model {model.name!r} uses classes or functions that are defined in __main__, where "
+            "the process that converts it under KERAS_BACKEND=tensorflow cannot import them: move "
             "them to a module.")
     return sorted(m for m in found if m.split(".")[0] not in ("keras", "tf_sparsity"))
 
