@@ -30,6 +30,8 @@ __all__ = ["DENSE", "FIRST", "GENERATIONS", "HYBRID_BLOCKS", "HYBRID_COLUMNS", "
 
 NATIVE_VERSION = 8  # of a FULLY_CONNECTED that reads a sparse weight itself
 HYBRID_COLUMNS, HYBRID_BLOCKS = 4096, 255  # what that kernel can count
+# Operators into which XNNPACK takes what a DEQUANTIZE behind a DENSIFY makes
+DEQUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 FLOAT16_GENERATIONS = (FIRST, MIDDLE)  # in which float16 weights behind a DENSIFY become NaN
 FLOAT32, FLOAT16, INT8 = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16,
                           schema.TensorType.INT8)
@@ -194,10 +196,13 @@ def _unpacked(graph, densify, generation):
     for op in graph.users(graph.writes(densify)[0]):
         kind, stored = graph.kind(op), graph.type(source)
         if kind == "DEQUANTIZE":
-            if stored == FLOAT16 and generation in FLOAT16_GENERATIONS:
-                for user in graph.users(graph.writes(op)[0]):
+            for user in graph.users(graph.writes(op)[0]):
+                if stored == FLOAT16 and generation in FLOAT16_GENERATIONS:
                     yield user, ("a float16 weight behind a DENSIFY becomes NaN; store it as "
                                  "float32 or int8")
+                elif graph.kind(user) not in DEQUANTIZED:
+                    yield user, ("XNNPACK leaves out the DEQUANTIZE between it and a DENSIFY; "
+                                 "store its weight as float32")
         elif kind == "DENSIFY":
             yield op, "it reads what is dense already"
         elif kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and stored == INT8:
