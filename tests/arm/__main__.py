@@ -66,7 +66,8 @@ def versions(litert):
     qemu = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True)
     return {"LiteRT on ARM": list(litert), "cpu": "cortex-a76, emulated",
             "qemu": qemu.stdout.splitlines()[0].split("version ")[-1],
-            "LiteRT here": metadata.version("ai-edge-litert"), "Python": platform.python_version(),
+            "LiteRT here": metadata.version("ai-edge-litert"),
+            "flatbuffers": metadata.version("flatbuffers"), "Python": platform.python_version(),
             "Keras": metadata.version("keras"), "TensorFlow": metadata.version("tensorflow")}
 
 
