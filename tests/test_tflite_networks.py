@@ -8,7 +8,7 @@ from keras import layers
 
 import tf_sparsity as ts
 import tflite_export
-from tflite_export import flatbuffer, ports
+from tflite_export import flatbuffer, ports, weights
 
 
 def mobile(exit_by=layers.GlobalAveragePooling2D):
@@ -230,7 +230,7 @@ def test_prunable_sees_projections_and_cells():
 def test_prunable_refuses_in_words():
     for options, sentence in (({"quantize": "int8"}, "None, 'dynamic' or 'int8_weights'"),
                               ({"runtime": "arm"}, "runtime must be one of"),
-                              ({"pattern": "4x1"}, "'1x4', '1x16' and so on; got '4x1'"),
+                              ({"pattern": "2:4"}, "'1x16', '2x1' and so on; got '2:4'"),
                               ({"sparsity": 1}, r"must be in \(0, 1\); got 1")):
         with pytest.raises(ValueError, match=sentence):
             tflite_export.prunable(dense(), **options)
@@ -260,3 +260,21 @@ def test_releases_are_explained_with_short_names():
         _, name, text = release.why.split("'")
         assert ";" not in name and len(name) <= 48
         assert "stride 1" in text
+
+
+def test_pairs_of_output_channels():
+    """pattern="2x1" zeroes both outputs of a pair for an input, as the file's kernel has them."""
+    model = mobile()
+    select = tflite_export.prunable(model, pattern="2x1")
+    assert [layer.name for layer in model.layers if select(layer)] == [
+        layer.name for layer in model.layers if tflite_export.prunable(model)(layer)]
+    method = ts.MagnitudePruning(ts.ConstantSparsity(0.9, begin_step=0), pattern="2x1")
+    sparse = ts.sparsify(model, method, select=select)
+    ts.update(sparse)
+    exported = tflite_export.convert(sparse)
+    assert {c.verdict for c in exported.report.covered} == {"sparse"}
+    found = [w for w in weights.find(flatbuffer.read(exported.tflite)) if w.zeros > 0.5]
+    assert len(found) >= 2
+    for weight in found:
+        pairs = weight.value.reshape(len(weight.value) // 2, 2, -1) != 0
+        assert (pairs[:, 0] == pairs[:, 1]).all()

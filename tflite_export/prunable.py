@@ -74,11 +74,12 @@ def prunable(model, *, runtime="litert", quantize=None, pattern=None, sparsity=0
 
 
 def _block(pattern):
-    found = re.fullmatch(r"1x(\d+)", pattern) if isinstance(pattern, str) else None
+    """How many consecutive inputs are zero together; outputs (2x1) do not matter to a kernel."""
+    found = re.fullmatch(r"[1-9]\d*x(\d+)", pattern) if isinstance(pattern, str) else None
     if pattern is None:
         return 1
     if found is None or int(found[1]) < 1:
-        raise ValueError(f"pattern must be None or '1x4', '1x16' and so on; got {pattern!r}.")
+        raise ValueError(f"pattern must be None or '1x4', '1x16', '2x1' and so on; got {pattern!r}.")
     return int(found[1])
 
 
