@@ -693,8 +693,8 @@ def _dense_layer(value, *, version=8, **arguments):
     return b.finish(y)
 
 
-def _hybrid(value, *, per_channel=False, **arguments):
-    values, scale = _int8(value, per_channel)
+def _hybrid(value, **arguments):
+    values, scale = _int8(value, per_channel=False)
     return _dense_layer(values, scale=scale, **arguments)
 
 
@@ -842,12 +842,6 @@ def _():
 @_encoding("hybrid_1x16", tolerance=0.05)
 def _():
     return _hybrid(_blocks(_ROWS, _COLUMNS, 16, 0.75), block=16)
-
-
-@_encoding("hybrid_1x16_per_channel", tolerance=0.05)
-def _():
-    rows = np.linspace(0.1, 1, _ROWS, dtype=np.float32)[:, None]  # scales that differ
-    return _hybrid(rows * _blocks(_ROWS, _COLUMNS, 16, 0.75), block=16, per_channel=True)
 
 
 @_encoding("hybrid_1x16_at_the_limit_of_columns", tolerance=0.05)
