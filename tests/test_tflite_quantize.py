@@ -259,3 +259,38 @@ def test_micro_refuses_what_it_has_not():
 def test_the_runtimes_are_documented():
     for name in kernels.RUNTIMES:
         assert f'"{name}"' in tflite_export.convert.__doc__
+
+
+def versions(tflite, kind):
+    """Of all operators of a kind."""
+    model = flatbuffer.read(tflite)
+    return {model.operatorCodes[op.opcodeIndex].version for graph in model.subgraphs
+            for op in graph.operators if flatbuffer.operator(model, op) == kind}
+
+
+@pytest.mark.parametrize("given", [lambda: prune(dense(), 0.9, 16),
+                                   lambda: dense_file(dense, 0.9, 16)],
+                         ids=["converter", "ai-edge-quantizer"])
+def test_dynamic_dense_layers_have_one_scale(given):
+    """Several need version 12, which tflite-runtime 2.14 does not load; without it, it computes
+    with the first one."""
+    exported = tflite_export.convert(given(), quantize="dynamic")
+    assert max(versions(exported.tflite, "FULLY_CONNECTED")) < 12
+    assert [len(w.tensor.quantization.scale) for w in found(exported.tflite)] == [1, 1]
+    assert exported.report.is_sparse
+
+
+def test_the_dense_file_of_a_sparse_one_has_its_dense_kernels():
+    """Version 8 would keep XNNPACK from the dense weight, too."""
+    for quantize, block in (("dynamic", 16), (None, 4)):
+        model = prune(dense(), 0.9, block)
+        sparse, plain = (tflite_export.convert(model, quantize=quantize, sparse=s).tflite
+                         for s in ("auto", False))
+        assert 8 in versions(sparse, "FULLY_CONNECTED")
+        again = store.dense_file(sparse)
+        assert 8 not in versions(again, "FULLY_CONNECTED")
+        if quantize:
+            assert versions(again, "FULLY_CONNECTED") == versions(plain, "FULLY_CONNECTED")
+        x = INPUTS[dense]()
+        np.testing.assert_array_equal(tflite_export.interpret(again, x),
+                                      tflite_export.interpret(plain, x))

@@ -178,7 +178,7 @@ def _benchmark(arguments):
     if arguments.rounds < 1 or arguments.threads < 1:
         raise ValueError("--rounds and --threads must be at least 1.")
     tflite = _read(arguments.file)
-    against = (_read(arguments.against) if arguments.against else store.dense_twin(tflite))
+    against = (_read(arguments.against) if arguments.against else store.dense_file(tflite))
     print(benchmark(tflite, against, rounds=arguments.rounds, threads=arguments.threads))
     return 0
 

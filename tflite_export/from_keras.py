@@ -235,6 +235,9 @@ def _from_saved_model(folder, name, mode, batches=None, only_int8=False):
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if mode is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    # Scales for each output of a dense layer would need version 12 of the operator, which
+    # tflite-runtime 2.14 does not load; TensorFlow has no other name for it.
+    converter._experimental_disable_per_channel_quantization_for_dense_layers = mode == "dynamic"
     if mode == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if mode == "int8":

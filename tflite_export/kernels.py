@@ -88,7 +88,9 @@ def native(weight, runtime):
                 f"its {inputs} inputs, {most} blocks in a row, are more than the kernel can count, "
                 f"{HYBRID_COLUMNS} and {HYBRID_BLOCKS}",
                 "split the layer along its inputs")
-    if weight.value.dtype == np.int8 and weight.activations == "int8" and runtime != NEWER:
+    scales = weight.tensor.quantization.scale if weight.tensor.quantization else None
+    several = weight.activations == "int8" or scales is not None and len(scales) > 1
+    if weight.value.dtype == np.int8 and several and runtime != NEWER:
         return kernel, Reason("tflite-runtime 2.14 computes it wrongly with a scale for each "
                               "channel", f"runtime={NEWER!r}")
     return kernel, None

@@ -5,6 +5,7 @@ ai-edge-quantizer, here. Both round weights symmetrically, so a 0 stays a 0. It 
 anything is stored sparse: quantizers cannot read, or leave alone, what is sparse.
 """
 
+import copy
 import importlib.util
 
 from ai_edge_litert import schema_py_generated as schema
@@ -107,7 +108,7 @@ def run_quantizer(note, tflite, quantize, key, batches):
     """What the child does; `key` is that of the file's signature."""
     from ai_edge_quantizer import quantizer, recipe
 
-    recipes = {"dynamic": recipe.dynamic_wi8_afp32, "int8": recipe.static_wi8_ai8,
+    recipes = {"dynamic": _dynamic_recipe, "int8": recipe.static_wi8_ai8,
                "float16": _float16_recipe}
     work = quantizer.Quantizer(tflite)
     work.load_quantization_recipe(recipes[quantize]())
@@ -116,6 +117,16 @@ def run_quantizer(note, tflite, quantize, key, batches):
             work.update_quantization_recipe(".*", port, algorithm_key="no_quantize")
     ranges = work.calibrate({key: batches}) if work.need_calibration else None
     return bytes(work.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+def _dynamic_recipe():
+    """One scale for each dense layer: tflite-runtime 2.14 ignores all others."""
+    from ai_edge_quantizer import recipe
+
+    (everything,) = recipe.dynamic_wi8_afp32()
+    dense = copy.deepcopy({**everything, "operation": "FULLY_CONNECTED"})
+    dense["op_config"]["weight_tensor_config"]["granularity"] = "TENSORWISE"
+    return [everything, dense]
 
 
 def _float16_recipe():

@@ -167,6 +167,30 @@ def dense_twin(tflite):
     return flatbuffer.write(model)
 
 
+def dense_file(tflite):
+    """The dense twin with the dense kernels that its layers would have had: `dense_twin` keeps the
+    version that tells XNNPACK to leave a layer alone, so that both compute with the same kernels."""
+    model = flatbuffer.read(dense_twin(tflite))
+    for graph in model.subgraphs:
+        for op in graph.operators or []:
+            code = model.operatorCodes[op.opcodeIndex]
+            if (flatbuffer.operator(model, op) == "FULLY_CONNECTED"
+                    and code.version == xnnpack.NATIVE_VERSION):
+                op.opcodeIndex = flatbuffer.operator_code(
+                    model, schema.BuiltinOperator.FULLY_CONNECTED, _dense_version(graph, op))
+    return flatbuffer.write(model)
+
+
+def _dense_version(graph, op):
+    """The version of FULLY_CONNECTED that a dense weight asks for."""
+    data, weight = (graph.tensors[int(index)] for index in op.inputs[:2])
+    if weight.type != schema.TensorType.INT8 or data.type != schema.TensorType.FLOAT32:
+        return 4
+    if len(weight.quantization.scale) > 1:
+        return 12
+    return 9 if op.builtinOptions.asymmetricQuantizeInputs else 3
+
+
 def _densify(model, graph, index, sparsity):
     """A DENSIFY in front of tensor `index`, which becomes its output."""
     packed = _move(graph, index, "dense")

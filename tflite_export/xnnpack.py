@@ -185,7 +185,7 @@ def _native(graph, op, tensor, generation):
                     f"kernel counts, {HYBRID_COLUMNS} and {HYBRID_BLOCKS}; split the layer")
     quantization = graph.graph.tensors[tensor].quantization
     scales = 0 if quantization is None or quantization.scale is None else len(quantization.scale)
-    if types == (INT8, INT8) and scales > 1 and generation == OLDEST:
+    if types[0] == INT8 and scales > 1 and generation == OLDEST:
         return "it ignores all scales of its weight but the first; quantize with one scale"
     return None
 
