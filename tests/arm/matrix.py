@@ -20,6 +20,7 @@ FLOAT_TOLERANCE = 1e-5  # float32 sums in another order, relative to the greates
 MULTIPLY_ADDS, VECTOR_LOADS = slice(1, 3), 3
 # Activations rounded to 8 bits, layer after layer, and kernels that round other ways on ARM.
 EXPORT_TOLERANCES = {"dynamic": 0.1, "int8": 0.1}
+DENSE_FAILS = "dense file fails"  # so that nothing can be said of the sparse one
 LOADS_OF_DENSE = 0.8  # a kernel that leaves 3/4 of the weights out loads less than that
 
 
@@ -79,8 +80,8 @@ def outcomes(environment, version, named):
       named: {name: File}.
 
     Returns:
-      {name: {"outcome": "sparse" | "dense" | "wrong", "how": what is wrong, "error": greatest
-      relative error, "multiply_adds": executed, "multiply_adds_dense": by the dense twin}}.
+      {name: {"outcome": "sparse" | "dense" | "wrong" | DENSE_FAILS, "how": what is wrong, "error":
+      greatest relative error, "multiply_adds": executed, "multiply_adds_dense": by the dense twin}}.
     """
     result = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +167,7 @@ def _outcome(runs, how, tolerance):
     if run.get("done") and not run["ran"]:
         return {"outcome": "wrong", "how": "not loaded: " + run["message"].strip().split("\n")[0]}
     if not twin.get("ran") or twin["error"] is None or twin["error"] > tolerance:
-        return {"outcome": "no twin", "how": f"the dense file itself fails: {twin or how}"}
+        return {"outcome": DENSE_FAILS, "how": str(twin.get("message") or twin or how)}
     if run["error"] is not None:
         run["error"] = float(f"{run['error']:.1e}")
     result = {"error": run["error"], "multiply_adds": run["multiply_adds"],
