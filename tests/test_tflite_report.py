@@ -77,6 +77,12 @@ def test_the_table_has_every_figure(exported):
         assert f"{release}: dense, " in text
 
 
+def test_the_result_is_shown_without_its_bytes(exported):
+    assert repr(exported) == (
+        f"Exported({len(exported.tflite):,} bytes: {exported.report.reason})")
+    assert repr(exported).isascii() and len(repr(exported)) < 100
+
+
 def test_other_constants_by_hand():
     """A summand, the shape of a reshape, and a bias; the biases of the other file are zero, and
     left out by the converter."""

@@ -12,6 +12,9 @@ class Exported(NamedTuple):
     tflite: bytes
     report: Report
 
+    def __repr__(self):
+        return f"Exported({len(self.tflite):,} bytes: {self.report.reason})"
+
     def save(self, path, *, overwrite=False):
         """Writes the file whole or not at all, and returns its path.
 
