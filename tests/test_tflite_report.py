@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from arm.builder import Builder
-from exports import conv, dense, dense_file, recurrent, wide
+from exports import INPUTS, conv, dense, dense_file, recurrent, wide
 
 import tflite_export
 from tflite_export import advice, layers, machine, names, sizes, store
@@ -62,6 +62,17 @@ def test_sizes_of_other_dtypes_are_those_of_the_converter():
         real = tflite_export.convert(dense_file(wide), quantize=mode, sparse=False).tflite
         assert computed[name].bytes == pytest.approx(len(real), rel=0.03)
     assert all(size.zipped < size.bytes for size in computed.values())
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "int8", "float16", "int8_weights"])
+def test_no_size_is_estimated_beside_the_real_one(mode):
+    data = INPUTS[wide]() if mode == "int8" else None
+    report = tflite_export.convert(wide(), quantize=mode, representative_data=data,
+                                   sparse=False).report
+    files = [size.file for size in report.sizes]
+    # "dynamic, dense" and "dynamic range, dense (computed)"
+    assert sum(file.startswith(mode) for file in files) == (mode != "int8_weights"), files
+    assert "float32, dense" in files and len(files) == 5
 
 
 def test_the_table_has_every_figure(exported):

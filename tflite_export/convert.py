@@ -123,11 +123,13 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
                       ExportWarning, stacklevel=2)
     if not_run:
         warnings.warn(not_run, ExportWarning, stacklevel=2)
-    others = [] if quantized_file is None else [sizes.size(f"{quantize}, dense", dense_file)]
+    measured = None if quantized_file is None else quantize
+    others = [sizes.size(f"{measured}, dense", dense_file)] if measured else []
     report = Report(
         is_sparse=encoded.sparse > 0,
         reason=_reason(encoded, float_file, wrong, policy),
-        sizes=(sizes.size("this file", encoded.tflite), *others, *sizes.dense_sizes(float_file)),
+        sizes=(sizes.size("this file", encoded.tflite), *others,
+               *sizes.dense_sizes(float_file, measured)),
         layers=rows,
         other_constants=sizes.other_constants(encoded.tflite),
         difference=difference,

@@ -38,16 +38,16 @@ def other_constants(tflite):
     return sum(len(content) for content in contents if content is not None)
 
 
-def dense_sizes(tflite):
-    """Sizes of a dense file and, if it is a float32 one, of it with float16 and int8 constants."""
+def dense_sizes(tflite, measured=None):
+    """Sizes of a dense file and, if it is a float32 one, of it with float16 and int8 constants,
+    but for the mode of quantization that is `measured`, of which there is a real file."""
     if not _is_float32(tflite):
         return (size(GIVEN, tflite),)
-    return (
-        size(FLOAT32, tflite),
-        size("float16, dense (computed)", _float16(tflite)),
-        size("dynamic range, dense (computed)", _int8(tflite, SMALL)),
-        size("int8, dense (computed)", _int8(tflite, 0)),
-    )
+    computed = {"float16": ("float16", _float16), "int8": ("int8", _int8),
+                "dynamic": ("dynamic range", lambda file: _int8(file, SMALL))}
+    return (size(FLOAT32, tflite),
+            *(size(f"{name}, dense (computed)", rounded(tflite))
+              for mode, (name, rounded) in computed.items() if mode != measured))
 
 
 def given(tflite):
@@ -72,7 +72,7 @@ def _float16(tflite):
     return flatbuffer.write(model)
 
 
-def _int8(tflite, least):
+def _int8(tflite, least=0):
     """With int8 weights of at least `least` elements."""
     model = flatbuffer.read(tflite)
     for weight in weights.find(model):
