@@ -10,6 +10,7 @@ from exports import INPUTS, conv, dense, dense_file, recurrent, wide
 
 import tflite_export
 from tflite_export import advice, layers, machine, names, sizes, store
+from tflite_export.__main__ import main
 from tflite_export.layers import LayerReport
 
 
@@ -107,6 +108,21 @@ def test_other_constants_by_hand():
     assert sizes.other_constants(dense_file(dense)) == 0
 
 
+def figures(text):
+    """The column "bytes" of the table of weights."""
+    head, *lines = text[text.index("\nweight ") + 1:].splitlines()
+    end = head.index(" bytes ") + len(" bytes")
+    last = [line.startswith("graph, names, scales") for line in lines].index(True)
+    return [int(line[:end].split()[-1].replace(",", "")) for line in lines[:last + 1]]
+
+
+def test_the_table_adds_up_to_the_file(exported, tmp_path, capsys):
+    assert sum(figures(str(exported.report))) == len(exported.tflite)
+    exported.save(tmp_path / "x.tflite")
+    assert main(["inspect", str(tmp_path / "x.tflite")]) == 0
+    assert sum(figures(capsys.readouterr().out)) == len(exported.tflite)
+
+
 def test_json_has_every_figure(exported):
     report = exported.report
     figures = json.loads(json.dumps(report.to_dict()))
@@ -150,6 +166,7 @@ def test_the_page_needs_nothing_else(exported, tmp_path):
     row = exported.report.layers[0]
     assert f"width:{100 * row.bytes / row.bytes_dense:.1f}%" in page.widths
     assert "no weights take 0 bytes" in page.text
+    assert f"the graph, names and scales {exported.report.graph_bytes:,}." in page.text
     assert names.short(row.name) in page.text and "its zeros are not in blocks" in page.text
     with pytest.raises(FileExistsError, match="overwrite=True"):
         exported.report.save_html(path)

@@ -71,7 +71,7 @@ def everything(tflite):
     flatbuffer.read(store.dense_twin(tflite))
     looked = encode.look(tflite)
     rows = layers_of_file(tflite, runs_sparse=looked.runs_sparse("litert"))
-    list(layer_table(rows, sizes.other_constants(tflite)))
+    list(layer_table(rows, sizes.other_constants(tflite), len(tflite)))
     encode.covered(looked, rows, "litert")
     list(advice(rows, len(tflite), len(tflite)))
     sizes.dense_sizes(tflite)

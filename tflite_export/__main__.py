@@ -136,7 +136,7 @@ def _inspect(arguments):
     rows = layers(tflite, store.Policy(runtime=runtime), encoded.runs_sparse(runtime))
     print("\n".join([*table(("file", "bytes", "zipped"),
                             [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
-                     *layer_table(rows, sizes.other_constants(tflite)), "",
+                     *layer_table(rows, sizes.other_constants(tflite), len(tflite)), "",
                      *map(str, encode.covered(encoded, rows, runtime))]))
     return 0
 

@@ -32,7 +32,8 @@ def html(report):
              escape(o.failure or "")] for o in report.trial]
     covered = [[escape(c.generation), escape(c.verdict), escape(c.why)] for c in report.covered]
     sentences = [f"This file is {report.reason}.", *report.notes, *report.advice,
-                 f"Constants that are no weights take {report.other_constants:,} bytes.",
+                 f"Constants that are no weights take {report.other_constants:,} bytes; the graph, "
+                 f"names and scales {report.graph_bytes:,}.",
                  f"Multiply-adds: {report.multiply_adds:,}; without the zeros that sparse kernels "
                  f"leave out: {report.expected_multiply_adds:,}.",
                  f"Greatest difference of an output from the model's: {report.said_difference}."]

@@ -43,6 +43,11 @@ class Report(NamedTuple):
         return self._given.zipped
 
     @property
+    def graph_bytes(self):
+        """Of the file, without its constants: the graph, names, scales."""
+        return rest(self.bytes, self.layers, self.other_constants)
+
+    @property
     def _given(self):
         return next(size for size in self.sizes if size.file in (sizes.FLOAT32, sizes.GIVEN))
 
@@ -92,7 +97,7 @@ class Report(NamedTuple):
             f"this file: {self.reason}",
             *(f"done: {note}" for note in self.notes),
             "",
-            *layer_table(self.layers, self.other_constants),
+            *layer_table(self.layers, self.other_constants, self.bytes),
             "",
             f"multiply-adds: {self.multiply_adds:,}; without the zeros that sparse kernels leave "
             f"out: {self.expected_multiply_adds:,}",
@@ -110,13 +115,20 @@ def said(outcome):
     return f"{outcome.kernels}: {outcome.difference:.1e} of the greatest output"
 
 
-def layer_table(rows, others):
-    """Lines of a table with a row per weight and one for the bytes of all other constants, and
-    below it why, and what would change it."""
+def rest(size, rows, others):
+    """The bytes of a file of `size` bytes that are no constants; two weights in one place are
+    counted twice, so that it is 0 at least."""
+    return max(0, size - sum(row.bytes for row in rows) - others)
+
+
+def layer_table(rows, others, size):
+    """Lines of a table with a row per weight, one for the bytes of all other constants and one for
+    the rest of the file's `size`, and below it why, and what would change it."""
     cells = [(names.short(row.name), row.operator, "x".join(map(str, row.shape)), row.dtype,
               f"{row.sparsity:.4f}", row.encoding, f"{row.bytes_dense:,}", f"{row.bytes:,}",
               f"{row.lower_bound:,}", "sparse" if row.runs_sparse else "dense") for row in rows]
     cells.append(("other constants", *[""] * 5, f"{others:,}", f"{others:,}", "", ""))
+    cells.append(("graph, names, scales", *[""] * 6, f"{rest(size, rows, others):,}", "", ""))
     yield from table(("weight", "operator", "shape", "stored as", "zeros", "encoding", "dense",
                       "bytes", "least", "runs"), cells, left=(0, 1, 2, 3, 5, 9))
     groups = {}
