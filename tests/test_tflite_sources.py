@@ -1,5 +1,7 @@
 """What convert takes: models of any backend, saved models, .tflite files; and what it refuses."""
 
+import zipfile
+
 import custom_functions
 import keras
 import numpy as np
@@ -102,11 +104,30 @@ def test_files_that_cannot_be_used(tmp_path):
         (tmp_path / "x.tflite").write_bytes(content)
         with fails(sentence):
             tflite_export.convert(tmp_path / "x.tflite")
-    with fails("is not there, or is not a file", FileNotFoundError):
+    with fails("absent is not there, or is not a file", FileNotFoundError):
+        tflite_export.convert(tmp_path / "absent")
+    with fails("is a folder: give the path of a .keras or a .tflite file", IsADirectoryError):
         tflite_export.convert(tmp_path)
     (tmp_path / "x.keras").write_bytes(b"junk")
-    with fails("x.keras cannot be loaded as a Keras model"):
+    with fails("x.keras is not a .keras file, which is a zip archive"):
         tflite_export.convert(tmp_path / "x.keras")
+    with zipfile.ZipFile(tmp_path / "y.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with fails("y.keras cannot be loaded as a Keras model"):
+        tflite_export.convert(tmp_path / "y.keras")
+    with fails("Not a .tflite file: it is a zip archive, as .keras files are: convert it first"):
+        tflite_export.convert((tmp_path / "y.keras").read_bytes())
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_model_in_hdf5_is_to_be_saved_again(tmp_path):
+    """The way that the sentence names leads to a file that is converted."""
+    path = tmp_path / "real.h5"
+    prune(dense(), 0.9).save(path)
+    with fails("real.h5 is an HDF5 file: load it by keras.*model.save.'model.keras'.*convert that"):
+        tflite_export.convert(path)
+    keras.saving.load_model(path, compile=False).save(tmp_path / "model.keras")
+    assert tflite_export.convert(tmp_path / "model.keras").report.is_sparse
 
 
 def test_dynamic_sizes_of_a_file_are_refused():

@@ -22,9 +22,20 @@ from pathlib import Path
 
 import numpy as np
 
-from tflite_export import check, encode, files, flatbuffer, kernels, ports, quantize, sizes, store
+from tflite_export import (
+    check,
+    encode,
+    files,
+    flatbuffer,
+    kernels,
+    ports,
+    quantize,
+    sizes,
+    store,
+    wellformed,
+)
 from tflite_export.benchmark import benchmark
-from tflite_export.convert import ExportWarning, convert
+from tflite_export.convert import MODELS, ExportWarning, convert
 from tflite_export.layers import layers
 from tflite_export.quiet import quiet
 from tflite_export.report import layer_table, said, table
@@ -89,7 +100,7 @@ def _convert_parser():
 def _convert(arguments):
     # The cheap refusals come before the imports and the conversion, which take seconds.
     outputs = [path for path in (arguments.output, arguments.html, arguments.json) if path]
-    _refuse_missing(arguments.model)
+    files.refuse_missing(arguments.model, MODELS)
     for path in outputs:
         files.refuse_no_place(path)
         files.refuse_overwrite(path, arguments.overwrite)
@@ -184,8 +195,10 @@ def _benchmark(arguments):
 
 
 def _read(path):
-    _refuse_missing(path)
-    return Path(path).read_bytes()
+    files.refuse_missing(path, "a .tflite file")
+    content = Path(path).read_bytes()
+    wellformed.check(content, path)
+    return content
 
 
 def _refuse_one_place(paths):
@@ -196,11 +209,6 @@ def _refuse_one_place(paths):
             raise ValueError(f"{places[place]} and {path} are one file: give each output a name "
                              "of its own.")
         places[place] = path
-
-
-def _refuse_missing(path):
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} is not there, or is not a file.")
 
 
 COMMANDS = {

@@ -15,6 +15,7 @@ import numpy as np
 from tflite_export import (
     check,
     encode,
+    files,
     flatbuffer,
     kernels,
     ports,
@@ -33,6 +34,7 @@ from tflite_export.layers import layers
 from tflite_export.report import Report
 
 SPARSE = ("auto", "size", "speed")
+MODELS = "a .keras or a .tflite file"  # that a path may lead to
 BATCHES = 4  # of random inputs, for the check
 
 
@@ -77,6 +79,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         TypeError: `model` is none of those.
         ValueError: a model that cannot be converted, or an argument that does not fit.
         FileNotFoundError: there is no file at the path.
+        IsADirectoryError: it is that of a folder.
 
     Warns:
         ExportWarning: the file is dense because the sparse one failed its check, nothing in it runs
@@ -179,13 +182,17 @@ def open_source(model, batch_size=1):
     if not isinstance(model, (str, os.PathLike)):
         return KerasSource(model, batch_size)
     path = os.fspath(model)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} is not there, or is not a file.")
+    files.refuse_missing(path, MODELS)
     with open(path, "rb") as file:  # a .tflite file may have a zip archive behind it
         is_tflite = file.read(8)[4:] == wellformed.IDENTIFIER
-    if not is_tflite and (path.endswith(".keras") or zipfile.is_zipfile(path)):
+    if not is_tflite and zipfile.is_zipfile(path):
         return KerasSource(load(path), batch_size)
-    return FileSource(Path(path).read_bytes(), path, batch_size)
+    if not is_tflite and path.endswith(".keras"):
+        raise ValueError(f"{path} is not a .keras file, which is a zip archive: save the model "
+                         "again, by model.save.")
+    content = Path(path).read_bytes()
+    wellformed.check(content, path)
+    return FileSource(content, path, batch_size)
 
 
 def _options(quantize, data, sparse, runtime, batch_size):

@@ -23,6 +23,15 @@ def write(path, data, *, overwrite=False):
     return path
 
 
+def refuse_missing(path, expected):
+    """Raises an OSError unless there is a file at `path`; `expected` says of which kind."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder: give the path of {expected}.")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not there, or is not a file: give the path of "
+                                f"{expected}.")
+
+
 def refuse_no_place(path):
     """Raises an OSError if `path` is a folder, or in one that is not there."""
     if os.path.isdir(path):

@@ -9,6 +9,12 @@ checked as tables only; what is inside them is plain numbers and short lists.
 import struct
 
 IDENTIFIER = b"TFL3"
+OTHERS = {  # what a file of another kind begins with -> what to do with it
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file: load it by keras.saving.load_model, save the model by "
+                           "model.save('model.keras'), and convert that",
+    b"PK\x03\x04": "a zip archive, as .keras files are: convert it first, by "
+                   "tflite_export.convert(path) or python -m tflite_export PATH -o OUT.tflite",
+}
 
 # Table -> {number of a field: what it refers to}. Fields with plain numbers need no check but their
 # place. A string is "text", a list of numbers has their size, a list of tables the table's name in
@@ -38,19 +44,25 @@ class Damaged(ValueError):
     """What is wrong with the file."""
 
 
-def check(tflite):
+def check(tflite, name=None):
     """Raises ValueError, with what is wrong, unless every table can be read inside the bytes.
 
     Args:
       tflite: bytes.
+      name: of the file, for errors.
     """
     if len(tflite) < 8 or bytes(tflite[4:8]) != IDENTIFIER:
-        raise ValueError(f"Not a .tflite file: its bytes 4 to 8 are {bytes(tflite[4:8])!r}, not "
+        for beginning, kind in OTHERS.items():
+            if bytes(tflite[:8]).startswith(beginning):
+                raise ValueError(f"Not a .tflite file: {name or 'it'} is {kind}.")
+        where = f"bytes 4 to 8 of {name}" if name else "its bytes 4 to 8"
+        raise ValueError(f"Not a .tflite file: {where} are {bytes(tflite[4:8])!r}, not "
                          f"{IDENTIFIER!r}.")
     try:
         _Walk(tflite).table(_reference(tflite, 0), "Model", 0)
     except Damaged as error:
-        raise ValueError(f"The .tflite file is damaged or cut off: {error}.") from None
+        raise ValueError(
+            f"{name or 'The .tflite file'} is damaged or cut off: {error}.") from None
 
 
 def _number(data, position, kind):
