@@ -213,6 +213,10 @@ def _options(quantize, data, sparse, runtime, batch_size):
         if quantize not in (None, "int8"):
             raise ValueError("runtime='tflm' makes a file with int8 weights and activations; got "
                              f"quantize={quantize!r}.")
+        if data is None:
+            raise ValueError("runtime='tflm' makes a file with int8 weights and activations, and "
+                             "needs representative_data, some hundred rows of what the model will "
+                             "see: an array, or a dict of arrays by input name.")
         quantize, sparse = "int8", False
     quantization.check_data(quantize, data)
     return quantize, sparse
