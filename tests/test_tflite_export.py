@@ -270,6 +270,9 @@ def test_refusals_say_what_to_do():
     for batch_size in (0, 1.0, True):
         with fails("batch_size must be an integer of at least 1"):
             tflite_export.convert(model, batch_size=batch_size)
+    for rotate_input in ("no", 0, None):
+        with fails("rotate_input must be True or False; got"):
+            tflite_export.convert(model, rotate_input=rotate_input)
     for unbuilt in (keras.Sequential([layers.Dense(3)]), Subclassed()):
         with fails("call it once on a batch, or give it a keras.Input"):
             tflite_export.convert(unbuilt)

@@ -10,7 +10,7 @@ from keras import layers
 
 import tf_sparsity as ts
 import tflite_export
-from tflite_export import flatbuffer, kernels, store, weights
+from tflite_export import flatbuffer, kernels, ports, store, weights
 
 MODES = ("dynamic", "int8", "int8_weights", "float16")
 STORED = {"dynamic": "int8", "int8": "int8", "int8_weights": "int8", "float16": "float16"}
@@ -64,8 +64,6 @@ def test_zeros_stay_zeros_by_ai_edge_quantizer(mode):
 
 
 def inputs(tflite):
-    from tflite_export import ports
-
     return ports.inputs(flatbuffer.read(tflite))
 
 
@@ -211,6 +209,28 @@ def test_data_for_several_inputs_is_nested_as_the_model_takes_it():
     with fails("as many rows for each input"):
         tflite_export.convert(model, quantize="int8",
                               representative_data={"a": rows(8), "b": rows(8)[:3]})
+
+
+def test_data_by_a_wrong_name_is_refused():
+    """Of a model too, whose one array was found whatever its key."""
+    model = wide()
+    with fails(r"has the inputs \['input_0'\]; got a dict with the keys \['foo'\]"):
+        tflite_export.convert(model, quantize="int8",
+                              representative_data={"foo": rows(4, 4, 16)})
+    with fails(r"has the inputs \['input_0'\]; got a dict with the keys \['foo'\]"):
+        tflite_export.compare(model, dense_file(wide), {"foo": rows(4, 4, 16)})
+
+
+@pytest.mark.parametrize(("number", "told"), [
+    (0.5, "0.5"), (2.0**40, "1099511627776.0")])
+def test_data_for_integers_are_integers(number, told):
+    ids = np.full((3, 6), 1.0)
+    port = ports.Input("ids", (1, 6), "int32")
+    (first, *_) = ports.batches([port], {"ids": ids}, "representative_data")
+    assert first["ids"].dtype == np.int32 and (first["ids"] == 1).all()
+    ids[1, 2] = number
+    with fails(f"for input 'ids' must hold whole numbers that int32 has; got {told}"):
+        ports.batches([port], {"ids": ids}, "representative_data")
 
 
 def test_int8_refuses_loops():

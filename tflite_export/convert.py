@@ -94,7 +94,8 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         >>> exported.report.is_sparse, len(exported.tflite) < 0.2 * exported.report.bytes_dense
         (True, True)
     """
-    quantize, sparse = _options(quantize, representative_data, sparse, runtime, batch_size)
+    quantize, sparse = _options(quantize, representative_data, sparse, runtime, batch_size,
+                                rotate_input)
     source = open_source(model, batch_size)
     batches = None
     if representative_data is not None:
@@ -195,7 +196,7 @@ def open_source(model, batch_size=1):
     return FileSource(content, path, batch_size)
 
 
-def _options(quantize, data, sparse, runtime, batch_size):
+def _options(quantize, data, sparse, runtime, batch_size, rotate_input):
     """(quantize, sparse) as the runtime allows."""
     quantization.check_mode(quantize)
     if sparse is not False and sparse not in SPARSE:
@@ -206,6 +207,8 @@ def _options(quantize, data, sparse, runtime, batch_size):
     if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or (
             batch_size < 1):
         raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
+    if not isinstance(rotate_input, bool):
+        raise ValueError(f"rotate_input must be True or False; got {rotate_input!r}.")
     if runtime == "tflm":
         if sparse in ("size", "speed"):
             raise ValueError(f"TensorFlow Lite Micro has no sparse kernels and no DENSIFY: with "

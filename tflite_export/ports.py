@@ -134,7 +134,7 @@ def batches(ports, data, what):
                              f"or more; got {array.shape}.")
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
             raise ValueError(f"{what} for input {name!r} must hold finite numbers only.")
-        arrays[name] = array.astype(dtype)
+        arrays[name] = _cast(array, dtype, f"{what} for input {name!r}")
     rows = {len(array) for array in arrays.values()}
     if len(rows) > 1:
         raise ValueError(f"{what} needs as many rows for each input; got "
@@ -142,6 +142,15 @@ def batches(ports, data, what):
     rows, batch = rows.pop(), ports[0].shape[0]
     return [{name: array[np.minimum(np.arange(start, start + batch), rows - 1)]
              for name, array in arrays.items()} for start in range(0, rows, batch)]
+
+
+def _cast(array, dtype, what):
+    """The array as `dtype`, which must hold its numbers unless it rounds them to floats."""
+    with np.errstate(invalid="ignore"):  # a float that is larger than any integer
+        cast = array.astype(dtype)
+    if "float" not in dtype and (other := array[cast != array]).size:
+        raise ValueError(f"{what} must hold whole numbers that {dtype} has; got {other[0]}.")
+    return cast
 
 
 def refuse_scalars(shapes):

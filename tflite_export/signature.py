@@ -70,8 +70,13 @@ class Signature:
         """`inputs`, nested as the model takes them, by name."""
         import keras
 
-        flat = keras.tree.flatten(inputs)
         names = [i.name for i in self.inputs]
+        taken = self._arguments[0]
+        if isinstance(inputs, dict) and not (
+                isinstance(taken, dict) and set(inputs) == set(taken)):
+            raise ValueError(f"Model {self.model.name!r} has the inputs {names}; got a dict with "
+                             f"the keys {sorted(map(str, inputs))}.")
+        flat = keras.tree.flatten(inputs)
         if len(flat) != len(names):
             raise ValueError(
                 f"Model {self.model.name!r} has the inputs {names}; got {len(flat)} arrays."
