@@ -5,7 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from exports import INPUTS, dense, dense_file, prune, recurrent, rows, wide
+from exports import INPUTS, attention, dense, dense_file, prune, recurrent, rows, wide
 from keras import layers
 
 import tf_sparsity as ts
@@ -231,6 +231,14 @@ def test_data_for_integers_are_integers(number, told):
     ids[1, 2] = number
     with fails(f"for input 'ids' must hold whole numbers that int32 has; got {told}"):
         ports.batches([port], {"ids": ids}, "representative_data")
+
+
+def test_ids_out_of_range_are_the_fault_of_the_data():
+    """The converter only says "gather index out of bounds"."""
+    ids = INPUTS[attention]()
+    ids[3, 2] = 20
+    with fails("^Model '.*' fails on representative_data: .*20 is not in .0, 20."):
+        tflite_export.convert(attention(), quantize="int8", representative_data=ids)
 
 
 def test_int8_refuses_loops():

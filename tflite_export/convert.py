@@ -29,7 +29,7 @@ from tflite_export import quantize as quantization
 from tflite_export.advice import advice
 from tflite_export.exported import Exported
 from tflite_export.from_file import FileSource
-from tflite_export.from_keras import KerasSource, load
+from tflite_export.from_keras import KerasSource, first_line, load
 from tflite_export.layers import layers
 from tflite_export.report import Report
 
@@ -101,7 +101,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     if representative_data is not None:
         batches = ports.batches(source.inputs, source.by_name(representative_data),
                                 "representative_data")
-    float_file, quantized_file = source.files(quantize, batches, only_int8=runtime == "tflm")
+    float_file, quantized_file = _dense_files(source, quantize, batches, runtime)
     dense_file = float_file if quantized_file is None else quantized_file
     _refuse_weights(float_file, dense_file, source.name, sparse)
 
@@ -154,6 +154,27 @@ class ExportWarning(UserWarning):
         >>> warnings.simplefilter("error", tflite_export.ExportWarning)  # a build that must stop
         >>> warnings.simplefilter("default", tflite_export.ExportWarning)
     """
+
+
+def _dense_files(source, quantize, batches, runtime):
+    """`source.files`; where they fail, the ValueError says so if the model fails on the data."""
+    try:
+        return source.files(quantize, batches, only_int8=runtime == "tflm")
+    except ValueError as error:
+        why = None if batches is None else _failure(source, batches)
+        if why is None:
+            raise
+        raise ValueError(f"{source.name[0].upper()}{source.name[1:]} fails on "
+                         f"representative_data: {why}") from error
+
+
+def _failure(source, batches):
+    """Why the source does not run on the batches, in the words of its backend, or None."""
+    try:
+        source.outputs(batches)
+    except ValueError as error:
+        return first_line(error.__cause__ or error)
+    return None
 
 
 def _difference(source, tflite, samples, turned, outputs):
