@@ -9,7 +9,7 @@ from arm.builder import Builder
 from exports import INPUTS, conv, dense, dense_file, recurrent, wide
 
 import tflite_export
-from tflite_export import advice, layers, machine, names, sizes, store
+from tflite_export import advice, encode, layers, machine, names, sizes, store
 from tflite_export.__main__ import main
 from tflite_export.layers import LayerReport
 
@@ -85,8 +85,19 @@ def test_the_table_has_every_figure(exported):
         assert names.short(row.name) in text and f"{row.bytes:,}" in text
     for kernels in ("XNNPACK", "built-in", "reference", "CompiledModel"):
         assert f"beside its dense twin, {kernels}: 0.0e+00" in text
-    for release in ("tflite-runtime 2.14", "litert 1.2", "litert 1.4-2.1", "litert 2.2+"):
-        assert f"{release}: dense, " in text
+    assert "\nall releases: dense, " in text and "litert 1.2" not in text
+    assert [one.generation for one in report.covered] == [
+        "tflite-runtime 2.14", "litert 1.2", "litert 1.4-2.1", "litert 2.2+"]
+
+
+def test_releases_that_do_the_same_share_a_line():
+    old, new = encode.Covered("1", "dense", "why"), encode.Covered("2", "dense", "why")
+    assert [str(one) for one in encode.joined([old])] == ["1: dense, why"]
+    assert [str(one) for one in encode.joined([old, new])] == ["all releases: dense, why"]
+    other = encode.Covered("3", "sparse", "")
+    assert [str(one) for one in encode.joined([old, other, new])] == ["1, 2: dense, why",
+                                                                      "3: sparse"]
+    assert encode.joined([]) == ()
 
 
 def test_the_result_is_shown_without_its_bytes(exported):

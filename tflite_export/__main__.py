@@ -148,7 +148,7 @@ def _inspect(arguments):
     print("\n".join([*table(("file", "bytes", "zipped"),
                             [(size.file, f"{size.bytes:,}", f"{size.zipped:,}")]), "",
                      *layer_table(rows, sizes.other_constants(tflite), len(tflite)), "",
-                     *map(str, encode.covered(encoded, rows, runtime))]))
+                     *map(str, encode.joined(encode.covered(encoded, rows, runtime)))]))
     return 0
 
 
@@ -162,7 +162,7 @@ def _verify(arguments):
     runtime = arguments.runtime
     rows = layers(tflite, store.Policy(runtime=runtime), encoded.runs_sparse(runtime))
     releases = encode.covered(encoded, rows, runtime)
-    print("\n".join(map(str, releases)))
+    print("\n".join(map(str, encode.joined(releases))))
     if tried.failure is None and tried.outputs is None:
         raise ValueError("The file was not compared with its dense twin, for XNNPACK runs neither "
                          f"here: {tried.outcomes[0].failure}")

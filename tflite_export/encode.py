@@ -81,6 +81,16 @@ class Covered(NamedTuple):
         return f"{self.generation}: {self.verdict}{', ' if self.why else ''}{self.why}"
 
 
+def joined(releases):
+    """(Covered, ...) with those in one that have the same verdict for the same reason."""
+    groups = {}
+    for one in releases:
+        groups.setdefault((one.verdict, one.why), []).append(one.generation)
+    return tuple(
+        Covered("all releases" if len(groups) == 1 < len(found) else ", ".join(found), *said)
+        for said, found in groups.items())
+
+
 def covered(encoded, rows, runtime):
     """(Covered, ...) of the releases that `runtime` names.
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tflite_export import files, names, page, sizes
+from tflite_export import encode, files, names, page, sizes
 from tflite_export.layers import total
 
 
@@ -103,7 +103,7 @@ class Report(NamedTuple):
             f"out: {self.expected_multiply_adds:,}",
             f"greatest difference of an output from the model's: {self.said_difference}",
             *(f"beside its dense twin, {said(outcome)}" for outcome in self.trial),
-            *map(str, self.covered),
+            *map(str, encode.joined(self.covered)),
             *(f"note: {sentence}" for sentence in self.advice),
         ])
 
