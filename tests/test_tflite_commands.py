@@ -150,7 +150,9 @@ def test_wrong_usage_is_2(folder, capsys):
         with pytest.raises(SystemExit) as status:
             run(*arguments)
         assert status.value.code == 2
-        assert "usage: python -m tflite_export MODEL" in capsys.readouterr().err
+        usage = "inspect" if arguments == ["inspect"] else "MODEL"
+        printed = capsys.readouterr().err
+        assert f"usage: python -m tflite_export {usage}" in printed and "__main__" not in printed
 
 
 def test_the_status_reaches_the_shell():
@@ -219,7 +221,41 @@ def test_inspect_explains_by_the_releases_asked_for(folder, tmp_path, capsys):
 
 def test_warnings_reach_the_terminal(folder, tmp_path, capsys):
     assert run(folder / "dense.tflite", "-o", tmp_path / "o.tflite", "--sparse", "speed") == 0
-    assert "tflite_export: Nothing in this file runs sparse: " in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert printed.startswith("tflite_export: warning: Nothing in this file runs sparse: ")
+
+
+def test_a_reader_that_has_enough_ends_it_silently(folder):
+    """As `| head -1` does: the pipe is closed before anything is written to it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "tflite_export", "inspect", str(folder / "sparse.tflite")],
+            stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=300, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "benchmark"])
+def test_help_of_a_subcommand_is_about_it(command, capsys):
+    with pytest.raises(SystemExit) as status:
+        run(command, "--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert status.value.code == 0
+    assert printed.startswith(f"usage: python -m tflite_export {command} [-h]")
+    assert "MODEL" not in printed and printed.count("python -m") == 1
+    defaults = {"benchmark": ("11", "1")}.get(command, ("litert",))
+    assert re.findall(r"\(default: (.*?)\)", printed) == list(defaults)
+
+
+def test_help_lists_the_subcommands_and_defaults(capsys):
+    for arguments in (["--help"], ["convert", "--help"]):
+        with pytest.raises(SystemExit):
+            run(*arguments)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "python -m tflite_export inspect FILE.tflite" in printed
+        assert "MODEL a .keras file, of a sparse model too, or a dense .tflite file" in printed
+        assert re.findall(r"\(default: (.*?)\)", printed) == ["auto", "litert", "1"]
 
 
 def test_the_app_rotates(tmp_path, capsys):

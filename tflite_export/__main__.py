@@ -41,6 +41,7 @@ from tflite_export.quiet import quiet
 from tflite_export.report import layer_table, said, table
 from tflite_export.trial import trial
 
+USAGE, WHAT, STATUS = __doc__.strip().split("\n\n")
 OFF = "off"  # --sparse off is sparse=False
 CHECKED = [runtime for runtime in kernels.RUNTIMES if runtime != "tflm"]  # it reads none sparse
 WRONG = 3
@@ -53,42 +54,48 @@ def main(argv=None):
     parser, run = COMMANDS[command]
     arguments = parser().parse_args(argv)
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader has enough, as head -1; nothing is to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"tflite_export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 
-def _parser(name):
-    usage, what, status = __doc__.strip().split("\n\n")
-    return argparse.ArgumentParser(
-        prog=f"python -m tflite_export{name}", usage=usage, description=what, epilog=status)
-
-
-def _file_parser(command):
-    parser = _parser(f" {command}")
+def _file_parser(command, what):
+    parser = argparse.ArgumentParser(prog=f"python -m tflite_export {command}", description=what,
+                                     epilog=STATUS)
     parser.add_argument("file", metavar="FILE.tflite")
     return parser
 
 
-def _checked_parser(command):
-    parser = _file_parser(command)
+def _checked_parser(command, what):
+    parser = _file_parser(command, what)
     parser.add_argument("--runtime", choices=CHECKED, default="litert",
-                        help="the releases that are looked at")
+                        help="the releases that are looked at (default: %(default)s)")
     return parser
 
 
 def _convert_parser():
-    parser = _parser("")
-    parser.add_argument("model", metavar="MODEL")
+    parser = argparse.ArgumentParser(prog="python -m tflite_export", usage=USAGE,
+                                     description=WHAT, epilog=STATUS)
+    parser.add_argument("model", metavar="MODEL",
+                        help="a .keras file, of a sparse model too, or a dense .tflite file")
     parser.add_argument("-o", "--output", metavar="OUT.tflite", required=True)
     parser.add_argument("--quantize", choices=[mode for mode in quantize.MODES if mode],
                         help="as quantize= of tflite_export.convert")
     parser.add_argument("--representative-data", metavar="DATA.npy",
                         help="an array, or an .npz file with one for each input; for int8")
-    parser.add_argument("--sparse", choices=["auto", "size", "speed", OFF], default="auto")
-    parser.add_argument("--runtime", choices=list(kernels.RUNTIMES), default="litert")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--sparse", choices=["auto", "size", "speed", OFF], default="auto",
+                        help="store sparse what becomes smaller and no slower, what becomes "
+                             "smaller, what becomes faster, or nothing (default: %(default)s)")
+    parser.add_argument("--runtime", choices=list(kernels.RUNTIMES), default="litert",
+                        help="the releases on which the file must be right (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=1,
+                        help="that the file is made for (default: %(default)s)")
     parser.add_argument("--app-rotates", action="store_true",
                         help="rotate_input=False: the app turns the pictures that the report names")
     parser.add_argument("--html", metavar="REPORT.html", help="write the report as a page too")
@@ -117,7 +124,7 @@ def _convert(arguments):
             rotate_input=not arguments.app_rotates)
     for warning in warned:
         if issubclass(warning.category, ExportWarning):
-            print(f"tflite_export: {warning.message}", file=sys.stderr)
+            print(f"tflite_export: warning: {warning.message}", file=sys.stderr)
     if arguments.html:
         exported.report.save_html(arguments.html, overwrite=arguments.overwrite)
     if arguments.json:
@@ -177,11 +184,13 @@ def _verify(arguments):
 
 
 def _benchmark_parser():
-    parser = _file_parser("benchmark")
+    parser = _file_parser("benchmark", "Times two files in turns on this machine.")
     parser.add_argument("--against", metavar="DENSE.tflite",
                         help="the file to compare with; left out, the same one stored dense")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=11,
+                        help="how often each file is measured (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1,
+                        help="that the kernels may use (default: %(default)s)")
     return parser
 
 
@@ -213,8 +222,12 @@ def _refuse_one_place(paths):
 
 COMMANDS = {
     "convert": (_convert_parser, _convert),
-    "inspect": (partial(_checked_parser, "inspect"), _inspect),
-    "verify": (partial(_checked_parser, "verify"), _verify),
+    "inspect": (partial(_checked_parser, "inspect",
+                        "Shows how each weight of a file is stored, and whether it runs sparse."),
+                _inspect),
+    "verify": (partial(_checked_parser, "verify",
+                       "Runs a file beside its dense twin, and reads what each release does."),
+               _verify),
     "benchmark": (_benchmark_parser, _benchmark),
 }
 
