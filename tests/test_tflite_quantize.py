@@ -219,6 +219,9 @@ def test_data_by_a_wrong_name_is_refused():
                               representative_data={"foo": rows(4, 4, 16)})
     with fails(r"has the inputs \['input_0'\]; got a dict with the keys \['foo'\]"):
         tflite_export.compare(model, dense_file(wide), {"foo": rows(4, 4, 16)})
+    x = rows(4, 4, 16)  # by the name in the file it is the same as without
+    assert (tflite_export.compare(model, dense_file(wide), {"input_0": x})
+            == tflite_export.compare(model, dense_file(wide), x))
 
 
 @pytest.mark.parametrize(("number", "told"), [

@@ -74,6 +74,8 @@ class Signature:
         taken = self._arguments[0]
         if isinstance(inputs, dict) and not (
                 isinstance(taken, dict) and set(inputs) == set(taken)):
+            if set(inputs) == set(names):
+                return dict(inputs)
             raise ValueError(f"Model {self.model.name!r} has the inputs {names}; got a dict with "
                              f"the keys {sorted(map(str, inputs))}.")
         flat = keras.tree.flatten(inputs)
