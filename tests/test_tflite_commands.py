@@ -17,7 +17,8 @@ from keras import layers
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import __main__ as command_line
-from tflite_export import encoding, flatbuffer, names, store, weights
+from tflite_export import encoding, flatbuffer, machine, names, store, weights
+from tflite_export.benchmark import Benchmark
 
 ROOT = Path(__file__).parent.parent
 
@@ -271,11 +272,31 @@ def test_benchmark_takes_turns(folder, capsys):
     assert run("benchmark", folder / "sparse.tflite", "--rounds", "3") == 0
     printed = capsys.readouterr().out
     assert "median of 3 rounds in turns" in printed
+    assert re.search("^against .* a run: the same file stored dense$", printed, re.MULTILINE)
+    assert "convolution" not in printed  # the file has none
     ratio = float(re.search(r"^ratio +([\d.]+)", printed, re.MULTILINE)[1])
     assert ratio > 0
     arguments = ["benchmark", folder / "sparse.tflite", "--against", folder / "dense.tflite"]
     assert run(*arguments, "--rounds", "1", "--threads", "2") == 0
-    assert "2 threads" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f" a run: {folder / 'dense.tflite'}\n" in printed and "2 threads" in printed
+
+
+def test_what_a_benchmark_says(monkeypatch):
+    monkeypatch.setattr(machine, "_flags", lambda: {"avx"})
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    slow = Benchmark(2e-3, 3e-3, 1.5, (1.2, 1.5, 1.6), 1, "that", True)
+    assert str(slow).splitlines() == [
+        "file          2.000 ms a run",
+        "against       3.000 ms a run: that",
+        "ratio          1.50    median of 3 rounds in turns, 1.20 to 1.60; above 1 the file is "
+        "faster",
+        "LiteRT with XNNPACK, 1 thread",
+        "this machine is x86 with AVX, where XNNPACK runs no convolution sparse"]
+    fast = str(Benchmark(2e-6, 3e-4, 1.1, (0.9, 1.1, 1.2), 1, "that", False)).splitlines()
+    assert fast[:2] == ["file          2.000 us a run", "against     300.000 us a run: that"]
+    assert fast[2].endswith("0.90 to 1.20: no significant difference; above 1 the file is faster")
+    assert len(fast) == 4
 
 
 def test_wrong_on_a_phone_and_right_here(tmp_path, capsys):

@@ -198,8 +198,9 @@ def _benchmark(arguments):
     if arguments.rounds < 1 or arguments.threads < 1:
         raise ValueError("--rounds and --threads must be at least 1.")
     tflite = _read(arguments.file)
-    against = (_read(arguments.against) if arguments.against else store.dense_file(tflite))
-    print(benchmark(tflite, against, rounds=arguments.rounds, threads=arguments.threads))
+    against = _read(arguments.against) if arguments.against else store.dense_file(tflite)
+    print(benchmark(tflite, against, rounds=arguments.rounds, threads=arguments.threads,
+                    name=arguments.against or "the same file stored dense"))
     return 0
 
 

@@ -24,22 +24,27 @@ class Benchmark(NamedTuple):
     ratio: float  # median over the rounds: above 1, the file is faster
     ratios: tuple  # one per round
     threads: int
+    against: str  # what the file was compared with
+    convolution: bool  # whether the file has one
 
     def __str__(self):
         low, high = min(self.ratios), max(self.ratios)
+        same = ": no significant difference" if low <= 1 <= high else ""
+        scale, unit = ((1e6, "us") if min(self.seconds, self.seconds_against) < 1e-4 else
+                       (1e3, "ms"))
         lines = [
-            f"file     {1e3 * self.seconds:10.3f} ms a run",
-            f"against  {1e3 * self.seconds_against:10.3f} ms a run",
+            f"file     {scale * self.seconds:10.3f} {unit} a run",
+            f"against  {scale * self.seconds_against:10.3f} {unit} a run: {self.against}",
             f"ratio    {self.ratio:10.2f}    median of {len(self.ratios)} rounds in turns, "
-            f"{low:.2f} to {high:.2f}; above 1 the file is faster",
+            f"{low:.2f} to {high:.2f}{same}; above 1 the file is faster",
             f"LiteRT with XNNPACK, {self.threads} thread{'s' if self.threads > 1 else ''}",
         ]
-        if machine.runs_sparse_convolutions() is False:
+        if self.convolution and machine.runs_sparse_convolutions() is False:
             lines.append("this machine is x86 with AVX, where XNNPACK runs no convolution sparse")
         return "\n".join(lines)
 
 
-def benchmark(tflite, against, *, rounds=11, threads=1):
+def benchmark(tflite, against, *, rounds=11, threads=1, name="the other file"):
     """Runs two files in turns in a child process.
 
     Args:
@@ -47,6 +52,7 @@ def benchmark(tflite, against, *, rounds=11, threads=1):
         against: bytes of the file to compare with; it may have other inputs.
         rounds: how often each is measured.
         threads: that the kernels may use.
+        name: what `against` is called in the text.
 
     Returns:
         Benchmark.
@@ -70,7 +76,8 @@ def benchmark(tflite, against, *, rounds=11, threads=1):
     times = np.array(answer.value)  # rounds x (file, against)
     ratios = times[:, 1] / times[:, 0]
     return Benchmark(*map(float, np.median(times, axis=0)), float(np.median(ratios)),
-                     tuple(map(float, ratios)), threads)
+                     tuple(map(float, ratios)), threads, name,
+                     "CONV_2D" in flatbuffer.operators(tflite))
 
 
 def measure(note, files, batches, rounds, threads):
