@@ -15,7 +15,7 @@ from arm.builder import Builder, together
 from damage import refusals
 
 from tflite_export import __main__ as command_line
-from tflite_export import encode, kernels, layers, store, xnnpack
+from tflite_export import encode, flatbuffer, kernels, layers, store, xnnpack
 from tflite_export.legalize import legalize
 from tflite_export.xnnpack import FIRST, GENERATIONS, MIDDLE, NEWEST, OLDEST, predict
 
@@ -272,6 +272,14 @@ def test_damaged_files_are_refused_in_a_sentence():
     assert 0 < refusals(predict, stored(graphs.CLUSTERS["squeeze_excite"]()), 100, seed=1) < 100
     with pytest.raises(ValueError, match="Not a .tflite file"):
         xnnpack.predict(b"nothing")
+
+
+def test_an_operator_without_inputs_is_dense():
+    model = flatbuffer.read(stored(graphs.CLUSTERS["unary_hard_swish"]()))
+    (op,) = [op for op in model.subgraphs[0].operators
+             if flatbuffer.operator(model, op) == "HARD_SWISH"]
+    op.inputs = np.empty(0, np.int32)
+    assert S not in predict(flatbuffer.write(model)).runtimes.values()
 
 
 def test_generations_are_those_of_the_tables():

@@ -159,6 +159,8 @@ class Clusters:
         if any(graph.type(t) != FLOAT32 for t in reads + graph.writes(op)):
             return 0, "it does not compute in float32"
         ranks = [len(graph.shape(t)) for t in graph.reads(op)]
+        if not ranks:
+            return 0, "it has no input"
         if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             if not self._is_static(graph.reads(op)[1]):
                 return 0, "its kernel is computed"
