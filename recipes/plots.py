@@ -37,7 +37,7 @@ def curves(name, runs_dir):
         raise ValueError(f"{runs_dir} has no complete run of {name} with a dense one of the same "
                          f"settings. Make them: python -m recipes sweep {name} "
                          f"runs_dir={runs_dir}")
-    return {network: {label: sorted(points) for label, points in of_network.items()}
+    return {network: {label: sorted(points) for label, points in sorted(of_network.items())}
             for network, of_network in sorted(found.items(), key=str)}
 
 
@@ -101,7 +101,7 @@ def layers(name, runs_dir):
     figure = _figure(5 * columns, 5 * rows)
     for number, place in enumerate(sorted(panels), 1):
         axes, drawn = figure.add_subplot(rows, columns, number), []
-        for key, found in panels[place]:
+        for key, found in sorted(panels[place], key=lambda pair: tables.label(pair[0], name)):
             means = [100 * statistics.fmean(of_layer) for of_layer in zip(
                 *([kernel["sparsity"] for kernel in kernels] for kernels in found))]
             axes.plot(range(len(means)), means, marker="o", label=tables.label(key, name),
