@@ -1,8 +1,8 @@
 """The time of exported files in LiteRT on this machine, in turns, one thread.
 
 Dense layers: the runtime's sparse kernels against the best dense file, which is int8. The MLP is
-measured twice, with a dense classifier and with a pruned one, because it matters on x86 which kernel
-comes before a sparse one (`tflite_export.benchmark`). Convolutions:
+measured twice, with a dense classifier and with a pruned one, because it matters on x86 which
+kernel comes before a sparse one (`tflite_export.benchmark`). Convolutions:
 XNNPACK takes no sparse path on x86 with AVX, so that these files would show nothing here; their
 numbers are those of `tflite_conv` and, on emulated ARM, `tflite_arm`.
 """
@@ -23,7 +23,8 @@ ROUNDS = 11
 LAYER = "Dense 4096 x 4096"
 WHOLE = f"{networks.MLP}, all layers pruned"
 NAMES = (networks.MLP, WHOLE, LAYER, networks.ENCODER)
-GOALS = {(networks.MLP, 0.9): 2.4, (WHOLE, 0.9): 2.4, (LAYER, 0.9): 3.3}  # times as fast as the best dense file
+# Times as fast as the best dense file.
+GOALS = {(networks.MLP, 0.9): 2.4, (WHOLE, 0.9): 2.4, (LAYER, 0.9): 3.3}
 CALIBRATION = 64  # rows
 # What is pruned how, and how it is shipped.
 SPARSE = {"1x16 blocks, dynamic": (16, {"quantize": "dynamic", "sparse": "speed"}),

@@ -160,7 +160,7 @@ def headlines(name, folder=results.FOLDER, sparsity=0.9):
                 f"{k}={v}" for k, v in record["configuration"].items())]
             yield (f"techniques at {sparsity:g}, {network}", "Gale et al. 2019",
                    f"loss relative to dense, %: {published}",
-                   f"loss relative to dense, %: "
+                   "loss relative to dense, %: "
                    + _ranked({t: one.loss(t, sparsity) for t in LEADERS}), used)
 
 

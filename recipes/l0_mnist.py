@@ -121,8 +121,8 @@ def table(runs):
             results.spread([run["compression"] for run in ours], ".1f") + "x", epochs,
             results.seeds(ours)])
     return results.markdown(
-        ["network", "lambda", "published: units left (as repeated by)", "error %", "ours: units left", "error %",
-         "compression", "epochs", "seeds"], rows)
+        ["network", "lambda", "published: units left (as repeated by)", "error %",
+         "ours: units left", "error %", "compression", "epochs", "seeds"], rows)
 
 
 def headlines(runs):

@@ -47,8 +47,8 @@ def load(args):
 def differences(result):
     """One line for each point."""
     yield from tickets.points_of(result)
-    yield ("Published, in the authors' README: tickets of a ResNet-20 of twice the width with 91.5 to "
-           "92.0 % after 3 rounds, the dense network 90 to 91 %.")
+    yield ("Published, in the authors' README: tickets of a ResNet-20 of twice the width with 91.5 "
+           "to 92.0 % after 3 rounds, the dense network 90 to 91 %.")
     yield ("The authors train the full width for 85 epochs with crops and flips; a network that is "
            "far from converged, as here, has less to lose by pruning.")
 

@@ -66,7 +66,8 @@ def run(model_name, train, test, epochs, seed, warm_up, train_clip):
     """Trains once; returns what is specific to this recipe in a result."""
     keras.utils.set_random_seed(seed)
     steps = epochs * -(-len(train[0]) // BATCH)
-    model = ts.sparsify(lenet.MODELS[model_name](), method(len(train[0]), steps, warm_up, train_clip))
+    model = ts.sparsify(lenet.MODELS[model_name](),
+                        method(len(train[0]), steps, warm_up, train_clip))
     started = time.monotonic()
     history = lenet.train(
         model, train, test, epochs=epochs, batch=BATCH, optimizer=keras.optimizers.Adam(RATE),
@@ -141,8 +142,9 @@ def headlines(runs):
         order = [(run["settings"]["epochs"], run["settings"].get("train_clip", False),
                   tuple(run["settings"]["warm_up"]) == WARM_UP) for run in of_model]
         used = [run for run, place in zip(of_model, order) if place == max(order)]
-        published = "; ".join(f"{source}: {compression:.0f}x at {100 * error:.2f} %" for
-                              source, (error, _, compression) in PUBLISHED[model, THRESHOLD].items())
+        published = "; ".join(
+            f"{source}: {compression:.0f}x at {100 * error:.2f} %"
+            for source, (error, _, compression) in PUBLISHED[model, THRESHOLD].items())
         error, compression, _ = _ours(used, THRESHOLD)
         yield (f"sparse variational dropout, {name}", "Molchanov et al. 2017", published,
                f"{compression} at {error} %, {max(order)[0]} epochs", used)

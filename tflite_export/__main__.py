@@ -90,8 +90,9 @@ def _convert_parser():
     parser.add_argument("--representative-data", metavar="DATA.npy",
                         help="an array, or an .npz file with one for each input; for int8")
     parser.add_argument("--sparse", choices=["auto", "size", "speed", OFF], default="auto",
-                        help="store sparse what becomes smaller and no slower, what becomes "
-                             "smaller, what becomes faster, or nothing (default: %(default)s)")
+                        help="store sparse what becomes smaller and is not expected to be slower, "
+                             "what becomes smaller, what is expected to be faster, or nothing "
+                             "(default: %(default)s)")
     parser.add_argument("--runtime", choices=list(kernels.RUNTIMES), default="litert",
                         help="the releases on which the file must be right (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=1,

@@ -56,8 +56,9 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         representative_data: for "int8", and only there: some hundred rows of what the model will
             see, as an array, or a dict of arrays by input name.
         sparse: "auto": a weight is stored sparse if it becomes smaller by it; where a kernel of the
-            runtime reads sparse weights, it is left to that kernel if that is faster than the dense
-            one, and else unpacked when the file is loaded, which makes no run slower. "size": the
+            runtime reads sparse weights, it is left to that kernel if that is expected to be faster
+            than the dense one (docs/tflite.md says where), and else unpacked when the file is
+            loaded, after which a run takes as long as before. "size": the
             smallest encoding of each weight, even where a kernel that reads it is slower than the
             dense one. "speed": only what a kernel runs sparse, and faster; all else is dense.
             False: all dense. Encodings that some release of the runtime computes wrongly, or does

@@ -53,7 +53,8 @@ class Encoded(NamedTuple):
         if self.prediction is None:
             return False
         stored = any(weight.tensor.sparsity is not None and weight.operator == "CONV_2D"
-                     and pointwise(weight) and weight.activations == "float32" for weight in weights.find(flatbuffer.read(self.tflite)))
+                     and pointwise(weight) and weight.activations == "float32"
+                     for weight in weights.find(flatbuffer.read(self.tflite)))
         return stored and not any(
             op.kind == "CONV_2D" and op.runs[generation] == xnnpack.SPARSE
             for op in self.prediction.operators for generation in kernels.GENERATIONS[runtime])

@@ -79,7 +79,8 @@ def _block(pattern):
     if pattern is None:
         return 1
     if found is None or int(found[1]) < 1:
-        raise ValueError(f"pattern must be None or '1x4', '1x16', '2x1' and so on; got {pattern!r}.")
+        raise ValueError("pattern must be None or '1x4', '1x16', '2x1' and so on; got "
+                         f"{pattern!r}.")
     return int(found[1])
 
 

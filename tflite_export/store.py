@@ -169,7 +169,8 @@ def dense_twin(tflite):
 
 def dense_file(tflite):
     """The dense twin with the dense kernels that its layers would have had: `dense_twin` keeps the
-    version that tells XNNPACK to leave a layer alone, so that both compute with the same kernels."""
+    version that tells XNNPACK to leave a layer alone, so that both compute with the same
+    kernels."""
     model = flatbuffer.read(dense_twin(tflite))
     for graph in model.subgraphs:
         for op in graph.operators or []:
