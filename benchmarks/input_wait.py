@@ -95,15 +95,13 @@ def producer(batches, steps):
                 batches[index]
             return (time.perf_counter() - started) / steps
     else:
-        stream = iter(batches.for_fit()["x"])
-        for _ in range(4):  # what was made ahead
-            next(stream)
-
         def produce():
+            stream = iter(batches.for_fit()["x"])  # a new one: nothing was made ahead in a step
+            next(stream)
             started = time.perf_counter()
-            for _ in range(4 * steps):
+            for _ in range(8 * steps):
                 next(stream)
-            return (time.perf_counter() - started) / (4 * steps)
+            return (time.perf_counter() - started) / (8 * steps)
     return produce
 
 
