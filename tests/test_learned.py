@@ -96,6 +96,10 @@ def test_the_controller_reaches_90_percent(name):
     assert accuracy > 0.4  # chance is 0.1; such a pace costs L0 much (docs/methods.md)
 
 
+def test_the_controller_reaches_80_percent_with_sgd():
+    assert abs(controlled("cs", 0.8, "sgd", steps=1200, frequency=8)[1].sparsity - 0.8) <= 0.005
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.9])

@@ -391,6 +391,43 @@ def test_the_noise_of_training_is_clipped_with_log_alpha():
     moments_agree(y, np.array([2.0, 2.0]), 4 * np.exp([-1.0, 1.0]), len(x))
 
 
+def test_the_gradient_of_a_clipped_variance():
+    """Inside the clip sigma^2 = exp(log sigma^2): its gradient is sigma^2 for log sigma^2 and 0 for
+    theta. Outside it is (theta^2 + 1e-8) e^(+-1), whose gradient is 0 for log sigma^2 and
+    2 theta e^(+-1) for theta."""
+    method = ts.VariationalDropout(100, clip_log_alpha=1.0)
+    theta, log_sigma2 = [2.0, 2.0, 2.0], [-20.0, 1.0, 20.0]
+    by_theta, by_log_sigma2 = oracles.gradient(
+        lambda t, l: ops.sum(method.variance(t, {"log_sigma2": l})), theta, log_sigma2)
+    np.testing.assert_allclose(by_theta, [4 / np.e, 0.0, 4 * np.e], rtol=1e-6)
+    np.testing.assert_allclose(by_log_sigma2, [0.0, np.e, 0.0], rtol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX always compiles with XLA")
+def test_draws_under_xla_on_tensorflow():
+    """`compile(jit_compile=True)`: another compiler and another source of random bits, but the same
+    moments, and the same frequencies of closed gates."""
+    import tensorflow as tf
+
+    def xla(layer):
+        return tf.function(lambda x: layer(x, training=True), jit_compile=True)
+
+    n, x = 20_000, RNG(5).normal(size=(1, 6)).astype("float32")
+    layer = noisy(ts.layers.SparseDense(4, method=METHODS["vd"]()), x)
+    sigma2 = np.exp(numpy(layer.state["kernel"]["log_sigma2"]))
+    moments_agree(numpy(xla(layer)(np.repeat(x, n, 0))), (x @ numpy(layer.theta("kernel")))[0],
+                  (x ** 2 @ sigma2)[0], n)
+
+    layer = built(ts.layers.SparseDense(100, use_bias=False, method=METHODS["l0"]()),
+                  np.eye(100, dtype="float32"))
+    layer.theta("kernel").assign(np.ones((100, 100)))
+    layer.state["kernel"]["log_alpha"].assign(np.full((100, 100), -1.59860))
+    draw = xla(layer)
+    first, second = (numpy(draw(np.eye(100, dtype="float32"))) for _ in range(2))
+    assert abs((first == 0).mean() - 0.5) < 5 * 0.5 / 100  # P(z = 0) = 1/2 of 10,000 gates
+    assert 0.4 < ((first == 0) != (second == 0)).mean() < 0.6  # another draw in the next step
+
+
 # ---- recurrent layers ---------------------------------------------------------------------------
 
 RECURRENT = {

@@ -24,8 +24,7 @@ def smoke(recipe, folder, *arguments):
     return json.loads(path.read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["lenet300", "lenet5"])
+@pytest.mark.parametrize("model", ["lenet300", pytest.param("lenet5", marks=pytest.mark.slow)])
 def test_smoke_run_of_variational_dropout(tmp_path, capsys, model):
     result = smoke("variational_dropout_mnist", tmp_path, "--model", model, "--seed", "3")
     assert "digits in place of MNIST" in capsys.readouterr().out
@@ -38,8 +37,7 @@ def test_smoke_run_of_variational_dropout(tmp_path, capsys, model):
     assert len(list(variational_dropout_mnist.differences(result))) > len(asked)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["lenet300", "lenet5"])
+@pytest.mark.parametrize("model", ["lenet300", pytest.param("lenet5", marks=pytest.mark.slow)])
 def test_smoke_run_of_l0(tmp_path, model):
     result = smoke("l0_mnist", tmp_path, "--model", model, "--scale", "0.5")
     assert result["settings"]["scale"] == 0.5
@@ -50,8 +48,8 @@ def test_smoke_run_of_l0(tmp_path, model):
     assert list(l0_mnist.differences(result))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reach", ["rank", "controller"])
+@pytest.mark.parametrize("reach", ["rank",
+                                   pytest.param("controller", marks=pytest.mark.slow)])
 def test_smoke_run_of_the_matched_comparison(tmp_path, reach):
     result = smoke("matched_mnist", tmp_path, "--reach", reach)
     cases = {case["method"]: case for case in result["cases"]}
@@ -62,7 +60,6 @@ def test_smoke_run_of_the_matched_comparison(tmp_path, reach):
     assert "±" not in matched_mnist.table([result])
 
 
-@pytest.mark.slow
 def test_smoke_run_of_the_tickets(tmp_path):
     result = smoke("tickets_mnist", tmp_path)
     assert (tmp_path / "tickets_mnist.png").stat().st_size > 10_000
@@ -76,7 +73,6 @@ def test_smoke_run_of_the_tickets(tmp_path):
     assert "±" not in tickets_mnist.table([result])
 
 
-@pytest.mark.slow
 def test_smoke_run_of_the_tickets_on_cifar(tmp_path):
     """TensorFlow in its own process: the recipe chooses its kernels before it is imported."""
     subprocess.run([sys.executable, "-m", "recipes.tickets_cifar_narrow_short", "--smoke",
@@ -88,7 +84,6 @@ def test_smoke_run_of_the_tickets_on_cifar(tmp_path):
     assert [zeros[i] for i in (0, 1, 3)] == [0, 24_477, 54_394]
 
 
-@pytest.mark.slow
 def test_smoke_run_of_the_exported_network(tmp_path):
     result = smoke("mobilenet_cifar", tmp_path)
     dense, pruned = result["cases"]
