@@ -102,6 +102,7 @@ def table(runs):
     rows = []
     for (model, threshold), sources in PUBLISHED.items():
         published = [_published(sources.get(name)) for name in ("paper", "Gale et al.")]
+        layers = sources["paper"][1] if "paper" in sources else ()
         groups = {}
         for run in runs:
             if run["model"] == model:
@@ -110,12 +111,16 @@ def table(runs):
                 warm_up = " to ".join(f"{share * epochs:g}" for share in run["settings"]["warm_up"])
                 groups.setdefault((epochs, clip, warm_up), []).append(run)
         for (epochs, clip, warm_up), chosen in sorted(groups.items()) or [(("", "", ""), [])]:
-            rows.append([NAMES[model], threshold, *sum(published, []),
+            rows.append([NAMES[model], threshold, *published[0], _layers(layers), *published[1],
                          *_ours(chosen, threshold), clip, warm_up, epochs, results.seeds(chosen)])
     return results.markdown(
-        ["network", "threshold", "paper: error %", "compression", "Gale et al.: error %",
-         "compression", "ours: error %", "compression", "sparsity of the layers %",
-         "means clipped", "warm-up, epochs", "epochs", "seeds"], rows)
+        ["network", "threshold", "paper: error %", "compression", "sparsity of the layers %",
+         "Gale et al.: error %", "compression", "ours: error %", "compression",
+         "sparsity of the layers %", "means clipped", "warm-up, epochs", "epochs", "seeds"], rows)
+
+
+def _layers(sparsities):
+    return " - ".join(f"{100 * sparsity:.1f}" for sparsity in sparsities)
 
 
 def _ours(runs, threshold):
@@ -125,7 +130,7 @@ def _ours(runs, threshold):
     layers = zip(*([kernel["sparsity"] for kernel in e["kernels"]] for e in ours))
     return [results.spread(100 * e["error"] for e in ours),
             results.spread([e["compression"] for e in ours], ".0f") + "x",
-            " - ".join(f"{100 * statistics.fmean(layer):.1f}" for layer in layers)]
+            _layers(statistics.fmean(layer) for layer in layers)]
 
 
 def _published(entry):
