@@ -118,7 +118,7 @@ def test_representative_data_from_a_file(folder, tmp_path):
         (["inspect", "model.keras"], "model.keras is a zip archive, as .keras .*convert it first"),
         (["benchmark", "dense.tflite", "--against", "junk.tflite"], "4 to 8 of junk.tflite are"),
         (["verify", "cut.tflite"], "damaged or cut off"),
-        (["benchmark", "dense.tflite", "--rounds", "0"], "at least 1"),
+        (["dense.tflite", "-o", "dense.tflite", "--overwrite"], "dense.tflite are one file"),
     ],
 )
 def test_failures_are_one_sentence_and_write_nothing(folder, monkeypatch, capfd, arguments,
@@ -147,7 +147,8 @@ def test_the_file_is_written_last(folder, tmp_path, capsys):
 
 
 def test_wrong_usage_is_2(folder, capsys):
-    for arguments in (["model.keras"], ["inspect"], ["x", "-o", "y", "--sparse", "csr"]):
+    for arguments in (["model.keras"], ["inspect"], ["x", "-o", "y", "--sparse", "csr"],
+                      ["x", "-o", "y", "--batch-size", "0"], ["x", "-o", "y", "--batch-size", "2x"]):
         with pytest.raises(SystemExit) as status:
             run(*arguments)
         assert status.value.code == 2

@@ -1,6 +1,8 @@
 """The exporter: the interpreter computes what Keras computes, and no file is ever harmed."""
 
 import contextlib
+import copy
+import json
 import os
 
 import keras
@@ -397,6 +399,74 @@ def test_a_weight_that_two_layers_share_is_unpacked_once():
     exported = tflite_export.convert(model)
     assert operators(exported.tflite) == [["DENSIFY", "FULLY_CONNECTED", "FULLY_CONNECTED"]]
     assert tflite_export.compare(model, exported.tflite, rows(64)) < TOLERANCE
+
+
+@pytest.mark.parametrize("quantize", [None, "int8_weights", "dynamic"])
+def test_a_weight_without_a_value_is_stored_sparse(quantize):
+    """All of it pruned: one of its zeros is kept, for a constant of no bytes is none."""
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(64)])
+    prune(model, 0.9, block=16)
+    model.layers[0].set_weights([np.zeros((64, 64)), np.ones(64)])
+    report = tflite_export.convert(model, quantize=quantize).report
+    zeros = [row for row in report.layers if row.sparsity == 1]
+    # a value of the stored dtype, its index, and 65 places where rows begin, or 5 of blocks
+    assert len(zeros) == 1 and zeros[0].stored_sparse and zeros[0].bytes <= 4 + 1 + 65 + 16
+    assert report.difference < (0.05 if quantize else 1e-5)
+
+
+def test_a_constant_that_nothing_uses_is_no_reason_for_a_dense_file():
+    """Others leave tensors behind, even with NaN; `write` drops them."""
+    model = flatbuffer.read(dense_file(dense, 0.9))
+    graph = model.subgraphs[0]
+    left = copy.copy(graph.tensors[int(graph.operators[0].inputs[1])])
+    left.name, left.buffer = b"left behind", flatbuffer.add_constant(
+        model, np.full(left.shape, np.nan, "float32"))
+    graph.tensors.append(left)
+    file = bytes(flatbuffer._built(model).Output())
+    assert b"left behind" in file
+    for quantize in (None, "int8_weights"):
+        assert tflite_export.convert(file, quantize=quantize).report.is_sparse
+
+
+@pytest.mark.parametrize("nest", [lambda x, y: [y, y], lambda x, y: [x, y]])
+def test_outputs_that_are_one_tensor(nest):
+    """CompiledModel fills one of them only; that is no fault of the sparse file."""
+    x = keras.Input((64,))
+    model = prune(keras.Model(x, nest(x, layers.Dense(64)(x))), 0.9)
+    report = tflite_export.convert(model).report
+    assert report.is_sparse and report.difference < TOLERANCE
+    (compiled,) = [outcome for outcome in report.trial if outcome.kernels == "CompiledModel"]
+    assert compiled.passed and "are one tensor" in compiled.failure
+
+
+def test_infinite_weights_are_refused():
+    """TensorFlow's converter writes the greatest float32 for them."""
+    model = dense()
+    kernel = np.zeros((64, 128))
+    kernel[3, 4] = np.inf
+    model.layers[0].set_weights([kernel, np.zeros(128)])
+    with fails("holds NaN or infinite numbers"):
+        tflite_export.convert(model)
+
+
+def test_outputs_that_are_not_finite_are_told():
+    """A bias of infinity, for which TensorFlow's converter writes the greatest float32."""
+    model = prune(dense(), 0.9)
+    model.layers[-1].activation = None
+    model.layers[-1].bias.assign([np.inf] + [0.0] * 9)
+    with pytest.warns(tflite_export.ExportWarning, match="NaN or infinite on random inputs"):
+        report = tflite_export.convert(model).report
+    assert report.difference is None
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_file_is_run_by_its_path_too(tmp_path):
+    exported = tflite_export.convert(dense())
+    path = exported.save(tmp_path / "model.tflite")
+    np.testing.assert_array_equal(tflite_export.interpret(path, rows(64)),
+                                  tflite_export.interpret(exported.tflite, rows(64)))
+    with fails("a .tflite file", FileNotFoundError):
+        tflite_export.interpret(tmp_path / "absent.tflite", rows(64))
 
 
 def test_files_of_others_are_refused_in_words():

@@ -227,6 +227,54 @@ def test_prunable_sees_projections_and_cells():
     assert runs_sparse(model.get_layer("both").forward_layer)
 
 
+def test_prunable_of_layers_that_start_at_zero():
+    """A scale of 0 and a kernel of 0, as residual branches have them before any training."""
+    model = mobile()
+    model.layers[5].gamma.assign(np.zeros(64))
+    model.get_layer("project").kernel.assign(np.zeros((1, 1, 64, 64)))
+    runs_sparse = tflite_export.prunable(model)
+    assert [la.name for la in model.layers if runs_sparse(la)] == ["expand", "project"]
+    assert not np.any(model.layers[5].gamma) and not np.any(model.get_layer("project").kernel)
+
+
+def test_prunable_of_separable_convolutions():
+    """Their pointwise kernel counts; pruned as it says, all of them run sparse."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((32, 32, 3)),
+        layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
+        layers.Conv2D(32, 1, activation="relu", name="first"),
+        layers.SeparableConv2D(32, 3, padding="same", activation="relu", name="separable"),
+        layers.Conv2D(64, 1, activation="relu", name="last"),
+        layers.GlobalAveragePooling2D(), layers.Dense(10)])
+    runs_sparse = tflite_export.prunable(model)
+    assert [la.name for la in model.layers if runs_sparse(la)] == ["first", "separable", "last"]
+    sparse = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.9, begin_step=0)),
+                         select=runs_sparse)
+    ts.update(sparse)
+    assert sparse_names(tflite_export.convert(sparse).report) == [
+        (32, 1, 1, 16), (32, 1, 1, 32), (64, 1, 1, 32)]
+
+
+@pytest.mark.parametrize(("activation", "why"), [("tanh", "this activation is not known"),
+                                                 ("gelu", "does not run GELU")])
+def test_what_the_oldest_release_alone_runs_dense(activation, why):
+    """The file runs sparse on the others all the same, and the report says which and why."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((32, 32, 3)),
+        layers.Conv2D(16, 3, strides=2, padding="same", activation=activation),
+        layers.Conv2D(64, 1, activation=activation), layers.Conv2D(64, 1, activation=activation),
+        layers.GlobalAveragePooling2D(), layers.Dense(10)])
+    report = tflite_export.convert(prune(model, 0.8)).report
+    oldest, *others = report.covered
+    assert (oldest.verdict, {one.verdict for one in others}) == ("dense", {"sparse"})
+    assert why in oldest.why
+    pointwise = [row for row in report.layers if row.shape[1:3] == (1, 1)]
+    assert all(not row.runs_sparse and row.why.startswith("not on tflite-runtime 2.14: ")
+               and row.change == "runtime='litert>=2.2'" for row in pointwise)
+
+
 def test_prunable_refuses_in_words():
     for options, sentence in (({"quantize": "int8"}, "None, 'dynamic' or 'int8_weights'"),
                               ({"runtime": "arm"}, "runtime must be one of"),

@@ -171,9 +171,47 @@ def test_a_slower_kernel_is_used_for_size_only():
     encodings = {sparse: {row.encoding.split()[0] for row in report.layers}
                  for sparse, report in reports.items()}
     assert encodings == {"auto": {"CSR"}, "size": {"1x4"}, "speed": {"dense"}}
-    slower = "the sparse kernel would be slower: 50% of its blocks are empty, of 85% that it takes"
+    slower = "the sparse kernel would be slower: 50.0% of its blocks are empty, of 85% that it takes"
     for sparse in ("auto", "speed"):
         assert {row.why for row in reports[sparse].layers} == {slower}
+
+
+@pytest.mark.parametrize(("quantize", "pattern", "block", "share"), [
+    (None, "1x4", 4, 0.85), ("dynamic", "1x16", 16, 0.75)])
+def test_pruning_to_exactly_the_stated_fraction_is_enough(quantize, pattern, block, share):
+    """256 x 256 has 16,384 blocks of 4 and 4,096 of 16; 0.85 x 16,384 is no whole number."""
+    model = keras.Sequential([keras.Input((256,)), layers.Dense(256)])
+    model = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(share, begin_step=0),
+                                                   pattern=pattern))
+    ts.update(model)
+    report = tflite_export.convert(model, quantize=quantize).report
+    assert [row.encoding for row in report.layers] == [f"{pattern} blocks"]
+    assert all(row.runs_sparse for row in report.layers)
+
+
+def test_a_table_in_int8_says_what_helps():
+    """TensorFlow quantizes what is looked up like activations; then 0 may be any number."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,), dtype="int32")
+    x = layers.Embedding(500, 64, name="table")(inputs)
+    model = keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling1D()(x)))
+    table = model.get_layer("table").embeddings
+    table.assign(np.where(np.arange(32000).reshape(500, 64) % 10 == 0, np.linspace(
+        -0.2, 1.0, 32000).reshape(500, 64), 0))  # not symmetric
+    report = tflite_export.convert(model, quantize="int8", representative_data=np.arange(
+        800).reshape(100, 8) % 500).report
+    (row,) = [row for row in report.layers if "GATHER" in row.operator]
+    assert row.encoding == "dense" and "a stored 0 does not stand for" in row.why
+    assert row.change.startswith("quantize=None")
+    plain = tflite_export.convert(model).report
+    assert all(row.stored_sparse for row in plain.layers if "GATHER" in row.operator)
+
+
+def test_weights_beyond_float16_are_refused():
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64, use_bias=False)])
+    model.set_weights([np.eye(64) * 7e4])
+    with fails("holds 70000, and float16 ends at 65504: quantize=None or"):
+        tflite_export.convert(model, quantize="float16")
 
 
 # ---- arguments

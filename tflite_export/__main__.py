@@ -18,7 +18,6 @@ import sys
 import warnings
 import zipfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -65,6 +64,13 @@ def main(argv=None):
         return 1
 
 
+def _positive(text):
+    """An argument's int; argparse prints the text of the error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {text!r}")
+    return int(text)
+
+
 def _file_parser(command, what):
     parser = argparse.ArgumentParser(prog=f"python -m tflite_export {command}", description=what,
                                      epilog=STATUS)
@@ -95,7 +101,7 @@ def _convert_parser():
                              "(default: %(default)s)")
     parser.add_argument("--runtime", choices=list(kernels.RUNTIMES), default="litert",
                         help="the releases on which the file must be right (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=1,
+    parser.add_argument("--batch-size", type=_positive, default=1,
                         help="that the file is made for (default: %(default)s)")
     parser.add_argument("--app-rotates", action="store_true",
                         help="rotate_input=False: the app turns the pictures that the report names")
@@ -112,7 +118,7 @@ def _convert(arguments):
     for path in outputs:
         files.refuse_no_place(path)
         files.refuse_overwrite(path, arguments.overwrite)
-    _refuse_one_place(outputs)
+    _refuse_one_place([arguments.model, *outputs])
     data = _data(arguments.representative_data)
     with quiet(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ExportWarning)
@@ -129,7 +135,7 @@ def _convert(arguments):
     if arguments.html:
         exported.report.save_html(arguments.html, overwrite=arguments.overwrite)
     if arguments.json:
-        text = json.dumps(exported.report.to_dict(), indent=1) + "\n"
+        text = json.dumps(exported.report.to_dict(), indent=1, allow_nan=False) + "\n"
         files.write(arguments.json, text.encode(), overwrite=arguments.overwrite)
     exported.save(arguments.output, overwrite=arguments.overwrite)  # last: if it is there, all are
     print(f"{arguments.output}\n{exported.report}")
@@ -148,7 +154,7 @@ def _data(path):
 
 
 def _inspect(arguments):
-    tflite = _read(arguments.file)
+    tflite = wellformed.read(arguments.file)
     size = sizes.size(arguments.file, tflite)
     encoded = encode.look(tflite)
     runtime = arguments.runtime
@@ -161,7 +167,7 @@ def _inspect(arguments):
 
 
 def _verify(arguments):
-    tflite = _read(arguments.file)
+    tflite = wellformed.read(arguments.file)
     twin = store.dense_twin(tflite)
     batches = ports.random_batches(ports.inputs(flatbuffer.read(tflite)), 2)
     tried = trial(tflite, twin, batches, rounding=check.rounding(tflite))
@@ -188,28 +194,19 @@ def _benchmark_parser():
     parser = _file_parser("benchmark", "Times two files in turns on this machine.")
     parser.add_argument("--against", metavar="DENSE.tflite",
                         help="the file to compare with; left out, the same one stored dense")
-    parser.add_argument("--rounds", type=int, default=11,
+    parser.add_argument("--rounds", type=_positive, default=11,
                         help="how often each file is measured (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1,
+    parser.add_argument("--threads", type=_positive, default=1,
                         help="that the kernels may use (default: %(default)s)")
     return parser
 
 
 def _benchmark(arguments):
-    if arguments.rounds < 1 or arguments.threads < 1:
-        raise ValueError("--rounds and --threads must be at least 1.")
-    tflite = _read(arguments.file)
-    against = _read(arguments.against) if arguments.against else store.dense_file(tflite)
+    tflite = wellformed.read(arguments.file)
+    against = wellformed.read(arguments.against) if arguments.against else store.dense_file(tflite)
     print(benchmark(tflite, against, rounds=arguments.rounds, threads=arguments.threads,
                     name=arguments.against or "the same file stored dense"))
     return 0
-
-
-def _read(path):
-    files.refuse_missing(path, "a .tflite file")
-    content = Path(path).read_bytes()
-    wellformed.check(content, path)
-    return content
 
 
 def _refuse_one_place(paths):
@@ -217,8 +214,8 @@ def _refuse_one_place(paths):
     for path in paths:
         place = os.path.normcase(os.path.realpath(path))
         if place in places:
-            raise ValueError(f"{places[place]} and {path} are one file: give each output a name "
-                             "of its own.")
+            raise ValueError(f"{places[place]} and {path} are one file: give each file that is "
+                             "written a name of its own.")
         places[place] = path
 
 

@@ -1,8 +1,10 @@
 """The exported file run in the LiteRT interpreter, and compared with Keras."""
 
+import os
+
 import numpy as np
 
-from tflite_export import flatbuffer, ports, runner, trial, weights
+from tflite_export import flatbuffer, ports, runner, trial, weights, wellformed
 from tflite_export.from_keras import KerasSource
 
 # A file against its dense twin, relative to the greatest output. Weights that are unpacked when the
@@ -18,7 +20,7 @@ def interpret(tflite, inputs):
     is filled up with copies of the last row, whose outputs are dropped.
 
     Args:
-        tflite: the file's bytes, as `convert` writes it.
+        tflite: the file, as `convert` writes it: its bytes, or its path.
         inputs: an array, or a dict of arrays by input name where there are several inputs;
             they are cast to the dtypes of the file.
 
@@ -34,7 +36,7 @@ def interpret(tflite, inputs):
         >>> tflite_export.interpret(tflite_export.convert(model).tflite, np.ones((3, 4))).shape
         (3, 2)
     """
-    return runner.nested(run(tflite, inputs))
+    return runner.nested(run(_content(tflite), inputs))
 
 
 def compare(model, tflite, inputs):
@@ -42,7 +44,7 @@ def compare(model, tflite, inputs):
 
     Args:
         model: the Keras model that was converted.
-        tflite: the file's bytes.
+        tflite: the file: its bytes, or its path.
         inputs: a batch, nested as the model takes it; where the file was made with
             rotate_input=False, the pictures are turned for it.
 
@@ -59,11 +61,16 @@ def compare(model, tflite, inputs):
         >>> tflite_export.compare(model, exported.tflite, np.ones((3, 4))) < 1e-6
         True
     """
-    source = KerasSource(model)
+    tflite, source = _content(tflite), KerasSource(model)
     named = source.by_name(inputs)
     turned = ports.turned(flatbuffer.read(tflite))
     (fed,) = ports.turn([{name: np.asarray(value) for name, value in named.items()}], turned)
     return trial.greatest(source.outputs([named]), [run(tflite, fed)])
+
+
+def _content(tflite):
+    """The bytes of a file that is given by its bytes or its path."""
+    return wellformed.read(tflite) if isinstance(tflite, (str, os.PathLike)) else bytes(tflite)
 
 
 def run(tflite, inputs):

@@ -346,9 +346,13 @@ class Clusters:
 
     def _is_active(self, node):
         """Is it in a cluster that is computed with channels first?"""
+        return self._is_inside(node) and self._has_active_cluster(node)
+
+    def _has_active_cluster(self, node):
+        """As `_is_active`; the first convolution is in front of its cluster."""
         leader = self.nodes[node.leader]
         return (node.part in self.has_exit and node.part in self.stores_sparse
-                and self._is_inside(node) and leader.zeros * 3 > leader.size * 2)
+                and not leader.flags & INCOMPATIBLE and leader.zeros * 3 > leader.size * 2)
 
     def _runs_sparse(self, node):
         ignores = self.allows_float16 and self.generation == NEWEST
@@ -368,8 +372,9 @@ class Clusters:
             if self.graph.is_sparse(self.graph.reads(node.op)[1]):
                 continue  # a native kernel, or an error that is known already
             if self._runs_sparse(node):
-                stem = node.flags & NHWC2NCHW
-                yield (DENSE if stem else SPARSE), node.op, "", None, None
+                yield SPARSE, node.op, "", None, None
+            elif node.flags & NHWC2NCHW and self._has_active_cluster(node):
+                yield DENSE, node.op, "", None, None
             else:
                 yield DENSE, node.op, *self._why_dense(node)
 
@@ -429,8 +434,13 @@ class Clusters:
         graph, leader = self.graph, self.nodes[node.leader]
         if not node.flags & (NCHW | NHWC2NCHW):
             return graph.describe(node.op), node.why or "sparse inference does not know it", None
-        if node.part not in self.stores_sparse:
+        if not self.stores_sparse:
             return self._scope(), "no weight is stored sparse", PRUNE_MORE
+        splits = {graph.kind(op) for op in graph.operators} & SPLITS[self.generation]
+        if splits:
+            return graph.describe(node.op), (
+                f"XNNPACK does not run {' or '.join(sorted(splits))}, and sees the network in "
+                "parts, this one without all that a cluster needs"), None
         if self._is_active(node):
             return "the file", (f"its metadata {HALF_PRECISION!r} allows float16, in which nothing "
                                 "runs sparse; remove the entry"), "remove the entry"
@@ -439,6 +449,12 @@ class Clusters:
             if ": " in blame:
                 return *blame.split(": ", 1), None
             return graph.describe(node.op), blame, None
+        ends = [n.blame for n in self.nodes if n.part == node.part and n.blame
+                and n.flags & (NCHW | NCHW2NHWC) and n.kind in ("MEAN", "SUM")]
+        if node.part not in self.has_exit and ends and ": " in ends[0]:
+            return *ends[0].split(": ", 1), None
+        if node.part not in self.has_exit and ends:
+            return self._scope(), ends[0], None
         if node.part not in self.has_exit or leader.size == 0:
             return self._scope(), (
                 "no global mean (MEAN over height and width) ends a cluster; max pooling, "

@@ -105,6 +105,8 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     float_file, quantized_file = _dense_files(source, quantize, batches, runtime)
     dense_file = float_file if quantized_file is None else quantized_file
     _refuse_weights(float_file, dense_file, source.name, sparse)
+    if quantize == "float16":
+        _refuse_large(float_file, source.name)
 
     policy = store.Policy(sparse, quantize == "int8_weights", runtime)
     encoded = encode.encode(dense_file, policy, rotate_input=rotate_input)
@@ -116,6 +118,9 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     if wrong or not smaller:
         encoded, outputs = encode.Encoded(dense_file, dense_file, 0, refused=encoded.refused), None
     rows = layers(encoded.tflite, policy, encoded.runs_sparse(runtime))
+    if wrong:
+        rows = tuple(row._replace(why="the sparse file failed its check", change=None)
+                     if row.sparsity else row for row in rows)
     turned = ports.turned(flatbuffer.read(encoded.tflite))
     difference, not_run = _difference(source, encoded.tflite, samples, turned, outputs)
     if wrong:
@@ -126,6 +131,10 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     if sparse == "auto" and encoded.no_convolution_runs_sparse(runtime):
         warnings.warn(f"No 1x1 convolution of this file runs sparse: {_why_nothing(encoded, rows)}",
                       ExportWarning, stacklevel=2)
+    if difference is not None and not np.isfinite(difference):
+        not_run = (f"The outputs of the file or of {source.name} are NaN or infinite on random "
+                   "inputs, so that nothing is known of their difference")
+        difference = None
     if not_run:
         warnings.warn(not_run, ExportWarning, stacklevel=2)
     measured = None if quantized_file is None else quantize
@@ -249,9 +258,11 @@ def _options(quantize, data, sparse, runtime, batch_size, rotate_input):
 
 def _refuse_weights(float_file, dense_file, name, sparse):
     """Raises ValueError if a constant is NaN or a weight infinite, or if there is no weight to be
-    stored sparse. (Masks of attention are infinite constants.)"""
-    found = [(weight.name, np.isinf(weight.value)) for weight in weights.find(
-        flatbuffer.read(float_file)) if weight.value.dtype.kind == "f"]
+    stored sparse. (Masks of attention are infinite constants. TensorFlow's converter writes the
+    greatest float32 for infinity.)"""
+    found = [(weight.name, np.abs(weight.value) >= np.finfo(weight.value.dtype).max)
+             for weight in weights.find(flatbuffer.read(float_file))
+             if weight.value.dtype.kind == "f"]
     found += [(constant.name, np.isnan(constant.value)) for constant in
               flatbuffer.constants(float_file) if constant.value.dtype.kind == "f"]
     for weight, bad in found:
@@ -264,6 +275,15 @@ def _refuse_weights(float_file, dense_file, name, sparse):
             f"There is no constant weight of two or more dimensions in {name} that could be stored "
             "sparse (float32, float16 or int8, of a dense layer, a convolution or an embedding); "
             "sparse=False converts it as it is.")
+
+
+def _refuse_large(float_file, name):
+    """Raises ValueError if a weight does not fit into float16."""
+    most = np.finfo(np.float16).max
+    for weight in weights.find(flatbuffer.read(float_file)):
+        if weight.value.dtype == np.float32 and (found := np.abs(weight.value).max()) > most:
+            raise ValueError(f"The weight {weight.name!r} of {name} holds {found:.6g}, and float16 "
+                             f"ends at {most:g}: quantize=None or 'int8_weights' can store it.")
 
 
 def _is_weight(constant):

@@ -33,7 +33,8 @@ class Encoded(NamedTuple):
             if weight.tensor.sparsity is None or not users:
                 continue
             wrong = [(op, g) for op in users for g in releases if op.runs[g] == xnnpack.WRONG]
-            slow = [op for op in users if any(op.runs[g] != xnnpack.SPARSE for g in releases)]
+            slow = [(op, [g for g in releases if op.runs[g] != xnnpack.SPARSE]) for op in users]
+            slow = [(op, where) for op, where in slow if where]
             if wrong:
                 on = dict.fromkeys(generation for _, generation in wrong)
                 found[weight.key] = kernels.Reason(f"wrong on {', '.join(on)}: {wrong[0][0].why}")
@@ -42,10 +43,13 @@ class Encoded(NamedTuple):
             elif not pointwise(weight):
                 found[weight.key] = NOT_POINTWISE
             elif weight.operator == "CONV_2D":
-                found[weight.key] = self.refused or kernels.Reason(
-                    slow[0].why or UNPACKED, slow[0].change)
+                op, where = slow[0]
+                reason = kernels.Reason(op.why or UNPACKED, op.change)
+                if len(where) < len(releases):
+                    reason = kernels.Reason(f"not on {', '.join(where)}: {reason.text}",
+                                            f"runtime={kernels.NEWER!r}")
+                found[weight.key] = self.refused or reason
         return found
-
 
     def no_convolution_runs_sparse(self, runtime):
         """Whether a 1x1 convolution in float32 is stored sparse, and no covered release runs one
@@ -165,7 +169,7 @@ def encode(tflite, policy, *, rotate_input=True):
     best = right[0] if policy.sparse == "size" else max(
         right, key=lambda one: _count(one, policy))  # the first, of equal ones
     if len(candidates) == 2 and best is plain and policy.sparse != "size":
-        refused = _why_dense(candidates[1], policy)  # though rewritten
+        refused = _why_dense(candidates[1], policy, wrong[1])  # though rewritten
     return best._replace(refused=refused)
 
 
@@ -191,9 +195,11 @@ def _wrong(encoded, policy):
     return None
 
 
-def _why_dense(encoded, policy):
+def _why_dense(encoded, policy, wrong):
     """The kernels.Reason for which the newest release that `policy` covers runs no convolution
-    sparse."""
+    sparse, or for which the file is not used."""
+    if wrong is not None:
+        return kernels.Reason(names.short_in(wrong).removesuffix("."))
     newest = kernels.GENERATIONS[policy.runtime][-1]
     reasons = encoded.prediction.reasons if encoded.prediction else ()
     return next((kernels.Reason(names.short_in(f"{reason.operator}: {reason.text}"), reason.change)
@@ -201,5 +207,9 @@ def _why_dense(encoded, policy):
 
 
 def _count(encoded, policy):
-    """How many weights XNNPACK runs sparse."""
-    return sum(reason is None for reason in encoded.runs_sparse(policy.runtime).values())
+    """How many weights XNNPACK runs sparse on all releases that `policy` covers, and how many
+    operators on each, together."""
+    everywhere = sum(reason is None for reason in encoded.runs_sparse(policy.runtime).values())
+    operators = encoded.prediction.operators if encoded.prediction else ()
+    return everywhere, sum(op.runs[generation] == xnnpack.SPARSE for op in operators
+                           for generation in kernels.GENERATIONS[policy.runtime])

@@ -68,6 +68,8 @@ def encode(dense, axis=-1, block=1):
     order = [d for d in range(rank) if d != axis] + [axis]
     rows = dense.transpose(order).reshape(-1, dense.shape[axis] // block, block)
     kept = (rows != 0).any(axis=-1)
+    if not kept.any():
+        kept.flat[:1] = True  # a constant without values is none for the runtimes
     segments = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
 
     parameters = schema.SparsityParametersT()

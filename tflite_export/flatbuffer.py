@@ -162,10 +162,11 @@ def _built(model):
 
 
 def constants(tflite):
-    """The constant tensors of all subgraphs of `tflite` (bytes), in the file's order."""
+    """The constant tensors of all subgraphs of `tflite` (bytes) that something uses, in the file's
+    order."""
     model, result = read(tflite), []
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
+    for index, graph in enumerate(model.subgraphs):
+        for tensor in [graph.tensors[used] for used in sorted(_used_tensors(model, index))]:
             value = constant(model, tensor)
             if value is None:
                 continue
@@ -270,21 +271,33 @@ def _drop_unused_tensors(model, index):
     if any(t.quantization is not None and t.quantization.details is not None
            for t in graph.tensors):
         return  # blockwise quantization refers to tensors by number
-    signatures = [s for s in model.signatureDefs or [] if s.subgraphIndex == index]
-    named = [t for s in signatures for t in (s.inputs or []) + (s.outputs or [])]
-    lists = [(graph, "inputs"), (graph, "outputs")] + [
-        (op, field) for op in graph.operators or [] for field in ("inputs", "outputs",
-                                                                  "intermediates")]
-    used = {int(t) for owner, field in lists for t in _list(getattr(owner, field)) if t >= 0}
-    used |= {t.tensorIndex for t in named}
-    place = {old: new for new, old in enumerate(sorted(used))}
-    graph.tensors = [graph.tensors[old] for old in sorted(used)]
+    used = sorted(_used_tensors(model, index))
+    place = {old: new for new, old in enumerate(used)}
+    graph.tensors = [graph.tensors[old] for old in used]
+    lists, named = _references(model, index)
     for owner, field in lists:
         if getattr(owner, field) is not None:
             setattr(owner, field, np.array([place[int(t)] if t >= 0 else -1
                                             for t in getattr(owner, field)], np.int32))
     for tensor in named:
         tensor.tensorIndex = place[tensor.tensorIndex]
+
+
+def _references(model, index):
+    """What refers to tensors of a graph: [(owner, name of its list of numbers)], and the inputs and
+    outputs of signatures."""
+    graph = model.subgraphs[index]
+    signatures = [s for s in model.signatureDefs or [] if s.subgraphIndex == index]
+    lists = [(graph, "inputs"), (graph, "outputs")] + [
+        (op, field) for op in graph.operators or [] for field in ("inputs", "outputs",
+                                                                  "intermediates")]
+    return lists, [t for s in signatures for t in (s.inputs or []) + (s.outputs or [])]
+
+
+def _used_tensors(model, index):
+    lists, named = _references(model, index)
+    used = {int(t) for owner, field in lists for t in _list(getattr(owner, field)) if t >= 0}
+    return used | {t.tensorIndex for t in named}
 
 
 def _drop_unused_buffers(model):

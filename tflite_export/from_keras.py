@@ -165,11 +165,15 @@ def refuse_other_precisions(model):
             )
 
 
+# What Keras and TensorFlow write before they say what is wrong.
+_WHERE = ("Exception encountered when calling", "in user code:", "    File ", "        ")
+
+
 def first_line(error):
     """The first line of an error's text that says what is wrong, or its class' name."""
     lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
-        lines = lines[1:]  # Keras says in which layer first
+    while len(lines) > 1 and lines[0].startswith(_WHERE):
+        lines = lines[1:]
     return lines[0].strip() if lines else type(error).__name__
 
 

@@ -77,9 +77,10 @@ def native(weight, runtime):
         return kernel, Reason(f"its {inputs} inputs are no multiple of {kernel.block}",
                               f"give it a multiple of {kernel.block} inputs, and {prune}")
     if not weight.symmetric:
-        return kernel, Reason("a stored 0 does not stand for the number 0",
-                              "quantize its weights symmetrically")
+        return kernel, _asymmetric(weight)
     if empty_blocks(weight.value, kernel.block) <= MINIMUM_OF_BLOCKS * weight.zeros:
+        if weight.activations == "int8":  # the kernel is worth it late, and in few releases
+            prune = f"quantize='dynamic', and {prune}"
         return kernel, Reason(f"its zeros are not in blocks of {pattern}", prune)
     if weight.value.dtype == np.int8 and weight.activations == "float32":
         most = int(blocks(weight.value, kernel.block).any(-1).sum(-1).max(initial=0))
@@ -103,8 +104,7 @@ def unpackable(weight, runtime):
     if runtime == "tflm":
         return Reason("TensorFlow Lite Micro has no DENSIFY")
     if not weight.symmetric:
-        return Reason("a stored 0 does not stand for the number 0",
-                      "quantize its weights symmetrically")
+        return _asymmetric(weight)
     if dtype == np.float16 and runtime != NEWER:
         return Reason("LiteRT before 2.2 computes NaN from sparse float16 weights on ARM",
                       f"runtime={NEWER!r}, or quantize=None or 'int8_weights'")
@@ -126,7 +126,13 @@ def before_dequantize(weight):
     if "GATHER" not in weight.operator:
         return None
     return Reason("XNNPACK leaves the DEQUANTIZE after an unpacking out, which GATHER needs",
-                  "quantize=None or 'dynamic'")
+                  "quantize=None")
+
+
+def _asymmetric(weight):
+    return Reason("a stored 0 does not stand for the number 0",
+                  "quantize=None: in int8 a table that is looked up is quantized like activations"
+                  if "GATHER" in weight.operator else "quantize its weights symmetrically")
 
 
 def blocks(matrix, block):

@@ -93,7 +93,7 @@ def _why_not_native(weight, policy):
 def _slower(weight, kernel):
     share = kernels.empty_blocks(weight.value, kernel.block)
     least = store.least_empty(weight, kernel)
-    return kernels.Reason(f"the sparse kernel would be slower: {share:.0%} of its blocks are "
+    return kernels.Reason(f"the sparse kernel would be slower: {share:.1%} of its blocks are "
                           f"empty, of {least:.0%} that it takes", "prune more of it")
 
 

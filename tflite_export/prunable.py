@@ -4,6 +4,7 @@ The answer is not guessed. The model is converted as it is, zeros are put into t
 encoded as `convert(sparse="speed")` does it, and its layers are looked at.
 """
 
+import contextlib
 import re
 
 import numpy as np
@@ -28,7 +29,8 @@ def prunable(model, *, runtime="litert", quantize=None, pattern=None, sparsity=0
         sparsity: that the layers will be pruned to, in (0, 1).
 
     Returns:
-        A function of a layer of `model`: True if all of its kernels would run sparse. It knows the
+        A function of a layer of `model`: True if all of its kernels would run sparse; of a
+        separable convolution, the pointwise one, which has nearly all of its weights. It knows the
         layers of this model only, not those of a copy.
 
     Raises:
@@ -53,10 +55,12 @@ def prunable(model, *, runtime="litert", quantize=None, pattern=None, sparsity=0
         raise ValueError(f"sparsity must be in (0, 1); got {sparsity!r}.")
     block = _block(pattern)
     mode = quantize if quantize in quantization.BY_A_QUANTIZER else None
-    files = KerasSource(model).files(mode, None)
+    source = KerasSource(model)
     variables = [v for layer in model._flatten_layers() for v in layer._trainable_variables +
                  layer._non_trainable_variables if len(v.shape) > 1 and KERNELS.search(v.name)]
-    pruned, found = _pruned(files[mode is not None], variables, block, sparsity)
+    with _without_zeros(model, variables):
+        files = source.files(mode, None)
+        pruned, found = _pruned(files[mode is not None], variables, block, sparsity)
     policy = store.Policy("speed", quantize == "int8_weights", runtime)
     rows = []
     if found:
@@ -68,9 +72,30 @@ def prunable(model, *, runtime="litert", quantize=None, pattern=None, sparsity=0
     def runs_sparse(layer):
         """Whether all kernels of a layer of the model would run sparse."""
         own = [v for v in layer.weights if id(v) in model_variables]
-        return bool(own) and all(id(v) in runs for v in own)
+        main = [v for v in own if v.name == "pointwise_kernel"] or own
+        return bool(main) and all(id(v) in runs for v in main)
 
     return runs_sparse
+
+
+@contextlib.contextmanager
+def _without_zeros(model, variables):
+    """Kernels and scales that are all zero, as some start, get other values inside: a layer is
+    known in the file by its weights."""
+    import keras
+
+    scales = [layer.gamma for layer in model._flatten_layers()
+              if isinstance(layer, keras.layers.BatchNormalization) and layer.gamma is not None]
+    values = [(v, keras.ops.convert_to_numpy(v)) for v in variables + scales]
+    zeros = [(v, value) for v, value in values if not value.any()]
+    rng = np.random.default_rng(1)
+    try:
+        for v, value in zeros:
+            v.assign(rng.uniform(0.5, 1.5, value.shape))
+        yield
+    finally:
+        for v, value in zeros:
+            v.assign(value)
 
 
 def _block(pattern):

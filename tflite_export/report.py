@@ -1,5 +1,6 @@
 """What a conversion did, and what to expect of the file: as a table, as JSON, as a page."""
 
+import math
 from typing import NamedTuple
 
 from tflite_export import encode, files, names, page, sizes
@@ -71,6 +72,9 @@ class Report(NamedTuple):
         result = self._asdict()
         for field in ("sizes", "trial", "covered"):
             result[field] = [row._asdict() for row in getattr(self, field)]
+        for row in result["trial"]:
+            if row["difference"] is not None and not math.isfinite(row["difference"]):
+                row["difference"] = None  # JSON has no NaN; `passed` says that it is wrong
         result["layers"] = [{**row._asdict(), "shape": list(row.shape)} for row in self.layers]
         result.update(notes=list(self.notes), advice=list(self.advice),
                       turned_inputs=list(self.turned_inputs),

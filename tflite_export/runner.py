@@ -92,6 +92,8 @@ class CompiledRunner:
             Options,
         )
 
+        if same := _same_tensor(tflite):
+            raise ValueError(f"{same} are one tensor, of which CompiledModel fills one only")
         options = Options(
             hardware_accelerators=HardwareAccelerator.CPU,
             cpu_options=CpuOptions(num_threads=threads, kernel_mode=CpuKernelMode.XNNPACK),
@@ -130,6 +132,18 @@ class CompiledRunner:
             values = buffer.read(int(np.prod(shape)), np.dtype(detail["dtype"]).type)
             outputs[name] = np.array(values).reshape(shape)
         return outputs
+
+
+def _same_tensor(tflite):
+    """Names of an output and of an input or another output that are one tensor, or None."""
+    signature = flatbuffer.main_signature(flatbuffer.read(tflite))
+    names = {}
+    for port in [] if signature is None else [*(signature.inputs or []), *signature.outputs]:
+        name = bytes(port.name or b"").decode("utf-8", "replace")
+        if port.tensorIndex in names:
+            return f"{names[port.tensorIndex]!r} and {name!r}"
+        names[port.tensorIndex] = name
+    return None
 
 
 def _main(tflite):

@@ -120,8 +120,11 @@ def _plans(weight, policy):
 
 
 def pays(weight, kernel):
-    """Whether a native kernel is faster than the dense one at this weight's empty blocks."""
-    return kernels.empty_blocks(weight.value, kernel.block) >= least_empty(weight, kernel)
+    """Whether a native kernel is faster than the dense one at this weight's empty blocks, to the
+    nearest block: pruning to exactly that fraction suffices."""
+    count = weight.value.size // kernel.block
+    empty = kernels.empty_blocks(weight.value, kernel.block)
+    return round(empty * count) >= round(least_empty(weight, kernel) * count)
 
 
 def least_empty(weight, kernel):

@@ -7,6 +7,9 @@ checked as tables only; what is inside them is plain numbers and short lists.
 """
 
 import struct
+from pathlib import Path
+
+from tflite_export import files
 
 IDENTIFIER = b"TFL3"
 OTHERS = {  # what a file of another kind begins with -> what to do with it
@@ -42,6 +45,19 @@ DEPTH = 8  # of tables inside tables; the schema needs 5
 
 class Damaged(ValueError):
     """What is wrong with the file."""
+
+
+def read(path):
+    """The bytes of a .tflite file.
+
+    Raises:
+      OSError: there is no file at the path.
+      ValueError: as `check`.
+    """
+    files.refuse_missing(path, "a .tflite file")
+    content = Path(path).read_bytes()
+    check(content, path)
+    return content
 
 
 def check(tflite, name=None):

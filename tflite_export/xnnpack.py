@@ -152,6 +152,11 @@ def _encodings(graph, generation):
         for tensor in graph.reads(op):
             if not graph.is_sparse(tensor):
                 continue
+            if graph.constant(tensor) is None:
+                yield WRONG, op, graph.describe(op), (
+                    "its sparse weight has no values, so that no runtime takes it for a constant; "
+                    "keep one of its zeros")
+                continue
             if kind == "FULLY_CONNECTED":
                 text = _native(graph, op, tensor, generation)
                 yield SPARSE if text is None else WRONG, op, graph.describe(op), text
