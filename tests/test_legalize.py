@@ -410,7 +410,7 @@ def test_quantized_files_are_refused():
     with pytest.raises(CannotLegalize, match="INT8|QUANTIZE"):
         legalize(int8.tflite)
     float16 = tflite_export.convert(model, quantize="float16", sparse=False)
-    with pytest.raises(CannotLegalize, match="CONV_2D .*before weights are quantized"):
+    with pytest.raises(CannotLegalize, match="CONV_2D .*not a dense float32 constant"):
         legalize(float16.tflite)
 
 

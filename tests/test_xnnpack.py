@@ -268,6 +268,18 @@ def test_random_clusters_have_a_verdict_everywhere():
             assert verdict == S or any(r.verdict == verdict for r in reasons)
 
 
+@pytest.mark.parametrize("name", ["hybrid_1x16", "int8_convolution_through_densify"])
+def test_a_sparse_weight_without_values_is_wrong(name):
+    """As others may store a weight of zeros: no runtime takes it for a constant."""
+    model = flatbuffer.read(graphs.ENCODINGS[name]())
+    for tensor in model.subgraphs[0].tensors:
+        if tensor.sparsity is not None:
+            model.buffers[tensor.buffer].data = np.zeros(0, np.uint8)
+    prediction = xnnpack.predict(flatbuffer.write(model))
+    assert set(prediction.runtimes.values()) == {"wrong"}
+    assert "its sparse weight has no values" in prediction.reasons[0].text
+
+
 def test_damaged_files_are_refused_in_a_sentence():
     assert 0 < refusals(predict, stored(graphs.CLUSTERS["squeeze_excite"]()), 100, seed=1) < 100
     with pytest.raises(ValueError, match="Not a .tflite file"):

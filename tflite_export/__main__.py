@@ -115,10 +115,10 @@ def _convert(arguments):
     # The cheap refusals come before the imports and the conversion, which take seconds.
     outputs = [path for path in (arguments.output, arguments.html, arguments.json) if path]
     files.refuse_missing(arguments.model, MODELS)
+    _refuse_one_place([arguments.model, *outputs])
     for path in outputs:
         files.refuse_no_place(path)
         files.refuse_overwrite(path, arguments.overwrite)
-    _refuse_one_place([arguments.model, *outputs])
     data = _data(arguments.representative_data)
     with quiet(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ExportWarning)

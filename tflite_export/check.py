@@ -28,6 +28,7 @@ def interpret(tflite, inputs):
         The outputs nested as Keras nests them: an array, a list of arrays, or a dict of arrays.
 
     Raises:
+        FileNotFoundError: there is no file at the path.
         ValueError: a name, a shape or a number of rows does not fit; the sentence says which.
 
     Example:

@@ -437,7 +437,7 @@ class Clusters:
         if not self.stores_sparse:
             return self._scope(), "no weight is stored sparse", PRUNE_MORE
         splits = {graph.kind(op) for op in graph.operators} & SPLITS[self.generation]
-        if splits:
+        if splits and not (node.part in self.stores_sparse and node.part in self.has_exit):
             return graph.describe(node.op), (
                 f"XNNPACK does not run {' or '.join(sorted(splits))}, and sees the network in "
                 "parts, this one without all that a cluster needs"), None
@@ -445,16 +445,11 @@ class Clusters:
             return "the file", (f"its metadata {HALF_PRECISION!r} allows float16, in which nothing "
                                 "runs sparse; remove the entry"), "remove the entry"
         if leader.flags & INCOMPATIBLE or node.flags & INCOMPATIBLE:
-            blame = node.blame or leader.blame
-            if ": " in blame:
-                return *blame.split(": ", 1), None
-            return graph.describe(node.op), blame, None
-        ends = [n.blame for n in self.nodes if n.part == node.part and n.blame
-                and n.flags & (NCHW | NCHW2NHWC) and n.kind in ("MEAN", "SUM")]
-        if node.part not in self.has_exit and ends and ": " in ends[0]:
-            return *ends[0].split(": ", 1), None
-        if node.part not in self.has_exit and ends:
-            return self._scope(), ends[0], None
+            return self._blamed(node.blame or leader.blame, graph.describe(node.op))
+        if node.part not in self.has_exit:
+            for end in self.nodes:  # one that would end a cluster, if something were not in its way
+                if end.part == node.part and end.blame and end.kind in ("MEAN", "SUM"):
+                    return self._blamed(end.blame, self._scope())
         if node.part not in self.has_exit or leader.size == 0:
             return self._scope(), (
                 "no global mean (MEAN over height and width) ends a cluster; max pooling, "
@@ -462,6 +457,10 @@ class Clusters:
         return "the cluster of " + graph.describe(node.op), (
             f"{leader.zeros} of the {leader.size} weights of its 1x1 convolutions are zero "
             f"({leader.zeros / leader.size:.0%}); more than 2/3 are needed"), PRUNE_MORE
+
+    def _blamed(self, blame, where):
+        """As `_why_dense`; a blame may name its operator itself."""
+        return (*blame.split(": ", 1), None) if ": " in blame else (where, blame, None)
 
     def _scope(self):
         """What was searched, for messages."""

@@ -8,7 +8,6 @@ import numbers
 import os
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
@@ -85,7 +84,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     Warns:
         ExportWarning: the file is dense because the sparse one failed its check, nothing in it runs
             sparse although sparse="speed", no 1x1 convolution does although sparse="auto" stores
-            one sparse, or LiteRT cannot run it here (a custom operator).
+            one sparse, LiteRT cannot run it here (a custom operator), or outputs are not finite.
 
     Example:
         >>> import keras, numpy as np, tflite_export
@@ -222,9 +221,7 @@ def open_source(model, batch_size=1):
     if not is_tflite and path.endswith(".keras"):
         raise ValueError(f"{path} is not a .keras file, which is a zip archive: save the model "
                          "again, by model.save.")
-    content = Path(path).read_bytes()
-    wellformed.check(content, path)
-    return FileSource(content, path, batch_size)
+    return FileSource(wellformed.read(path), path, batch_size)
 
 
 def _options(quantize, data, sparse, runtime, batch_size, rotate_input):
@@ -260,7 +257,8 @@ def _refuse_weights(float_file, dense_file, name, sparse):
     """Raises ValueError if a constant is NaN or a weight infinite, or if there is no weight to be
     stored sparse. (Masks of attention are infinite constants. TensorFlow's converter writes the
     greatest float32 for infinity.)"""
-    found = [(weight.name, np.abs(weight.value) >= np.finfo(weight.value.dtype).max)
+    found = [(weight.name, np.isinf(weight.value) | (weight.value.dtype == np.float32)
+              & (np.abs(weight.value) >= np.finfo(np.float32).max))
              for weight in weights.find(flatbuffer.read(float_file))
              if weight.value.dtype.kind == "f"]
     found += [(constant.name, np.isnan(constant.value)) for constant in

@@ -46,9 +46,12 @@ class Encoded(NamedTuple):
                 op, where = slow[0]
                 reason = kernels.Reason(op.why or UNPACKED, op.change)
                 if len(where) < len(releases):
+                    newer = releases[-1] not in where
                     reason = kernels.Reason(f"not on {', '.join(where)}: {reason.text}",
-                                            f"runtime={kernels.NEWER!r}")
-                found[weight.key] = self.refused or reason
+                                            f"runtime={kernels.NEWER!r}" if newer else op.change)
+                elif self.refused:
+                    reason = self.refused
+                found[weight.key] = reason
         return found
 
     def no_convolution_runs_sparse(self, runtime):
@@ -106,8 +109,12 @@ def covered(encoded, rows, runtime):
     """
     picture = any("CONV" in row.operator for row in rows)
     layer = next((row.why for row in rows if row.stored_sparse and not row.runs_sparse), "")
-    found = []
-    for generation in kernels.GENERATIONS[runtime]:
+    found, releases = [], kernels.GENERATIONS[runtime]
+    refused = encoded.refused
+    if encoded.prediction and any(encoded.prediction.runtimes[g] == xnnpack.SPARSE
+                                  for g in releases):
+        refused = None  # the graph can run sparse
+    for generation in releases:
         if encoded.prediction is None:
             found.append(Covered(generation, xnnpack.DENSE, "no weight is stored sparse"))
             continue
@@ -117,7 +124,7 @@ def covered(encoded, rows, runtime):
         if verdict == xnnpack.WRONG:  # reasons for that come first
             why = names.short_in(f"{reasons[0].operator}: {reasons[0].text}")
         elif verdict == xnnpack.DENSE and picture:
-            why = names.short_in(encoded.refused.text if encoded.refused else
+            why = names.short_in(refused.text if refused else
                                  f"{reasons[0].operator}: {reasons[0].text}")
         elif verdict == xnnpack.DENSE:
             why = layer
@@ -199,7 +206,7 @@ def _why_dense(encoded, policy, wrong):
     """The kernels.Reason for which the newest release that `policy` covers runs no convolution
     sparse, or for which the file is not used."""
     if wrong is not None:
-        return kernels.Reason(names.short_in(wrong).removesuffix("."))
+        return kernels.Reason("rewritten for it, " + names.short_in(wrong).removesuffix("."))
     newest = kernels.GENERATIONS[policy.runtime][-1]
     reasons = encoded.prediction.reasons if encoded.prediction else ()
     return next((kernels.Reason(names.short_in(f"{reason.operator}: {reason.text}"), reason.change)

@@ -45,7 +45,8 @@ def encode(dense, axis=-1, block=1):
         more than 1 needs `axis` to be the last, and a multiple of `block` elements along it.
 
     Returns:
-      Encoded. `-0.0` is a zero, and comes back as `0.0`; NaN is none.
+      Encoded. `-0.0` is a zero, and comes back as `0.0`; NaN is none. Of an array of zeros the
+      first one is kept.
 
     Raises:
       ValueError: for a block that does not fit.

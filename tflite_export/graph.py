@@ -96,6 +96,11 @@ class Graph:
             self._values[tensor] = flatbuffer.constant(self.model, self.graph.tensors[tensor])
         return self._values[tensor]
 
+    def data(self, tensor):
+        """The bytes that are stored for a tensor; none for what is computed."""
+        data = self.model.buffers[self.graph.tensors[tensor].buffer].data
+        return b"" if data is None else data
+
     def is_sparse(self, tensor):
         """Is it a constant that is stored sparse?"""
         return self.graph.tensors[tensor].sparsity is not None

@@ -79,7 +79,7 @@ def native(weight, runtime):
     if not weight.symmetric:
         return kernel, _asymmetric(weight)
     if empty_blocks(weight.value, kernel.block) <= MINIMUM_OF_BLOCKS * weight.zeros:
-        if weight.activations == "int8":  # the kernel is worth it late, and in few releases
+        if weight.activations == "int8":  # whose kernel is worth it at very few blocks only
             prune = f"quantize='dynamic', and {prune}"
         return kernel, Reason(f"its zeros are not in blocks of {pattern}", prune)
     if weight.value.dtype == np.int8 and weight.activations == "float32":
@@ -130,9 +130,10 @@ def before_dequantize(weight):
 
 
 def _asymmetric(weight):
-    return Reason("a stored 0 does not stand for the number 0",
-                  "quantize=None: in int8 a table that is looked up is quantized like activations"
-                  if "GATHER" in weight.operator else "quantize its weights symmetrically")
+    text = "a stored 0 does not stand for the number 0"
+    if "GATHER" in weight.operator:
+        return Reason(f"{text}: what is looked up is quantized like activations", "quantize=None")
+    return Reason(text, "quantize its weights symmetrically")
 
 
 def blocks(matrix, block):

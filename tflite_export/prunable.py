@@ -30,8 +30,9 @@ def prunable(model, *, runtime="litert", quantize=None, pattern=None, sparsity=0
 
     Returns:
         A function of a layer of `model`: True if all of its kernels would run sparse; of a
-        separable convolution, the pointwise one, which has nearly all of its weights. It knows the
-        layers of this model only, not those of a copy.
+        separable convolution, the pointwise one, which has most of its weights (`sparsify` prunes
+        the other one with it, which runs dense). It knows the layers of this model only, not those
+        of a copy.
 
     Raises:
         TypeError: not a Keras 3 model.
@@ -70,9 +71,10 @@ def prunable(model, *, runtime="litert", quantize=None, pattern=None, sparsity=0
     model_variables = {id(v) for v in variables}
 
     def runs_sparse(layer):
-        """Whether all kernels of a layer of the model would run sparse."""
+        """Whether all kernels of a layer would run sparse, but those inside a separable one."""
         own = [v for v in layer.weights if id(v) in model_variables]
-        main = [v for v in own if v.name == "pointwise_kernel"] or own
+        separable = any(v.name == "pointwise_kernel" for v in own)
+        main = [v for v in own if not separable or v.name != "depthwise_kernel"]
         return bool(main) and all(id(v) in runs for v in main)
 
     return runs_sparse

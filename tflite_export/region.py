@@ -146,8 +146,8 @@ class Region:
         graph, options = self.graph, op.builtinOptions
         weight = graph.constant(graph.reads(op)[1])
         if weight is None or weight.dtype != np.float32 or graph.is_sparse(graph.reads(op)[1]):
-            self.refuse(op, "its kernel is not a dense float32 constant. Sparse convolutions "
-                        "compute in float32: quantize=None or 'int8_weights'.")
+            self.refuse(op, "its kernel is not a dense float32 constant, and sparse inference "
+                        "computes in float32.", "quantize=None or 'int8_weights'")
         size, strides = weight.shape[1:3], (options.strideH, options.strideW)
         if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
             self.refuse(op, "it is dilated.")

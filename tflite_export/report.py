@@ -16,7 +16,7 @@ class Report(NamedTuple):
     layers: tuple  # of layers.LayerReport, one per weight
     other_constants: int  # bytes of what is no weight: biases, tables, shapes
     difference: float | None  # greatest |LiteRT - the model| of all outputs, on random inputs; None
-    # where LiteRT cannot run the file here
+    # where LiteRT cannot run the file here, or an output is not finite
     trial: tuple = ()  # of trial.Outcome: the file beside its dense twin
     covered: tuple = ()  # of encode.Covered
     notes: tuple = ()  # what was done to the graph
@@ -65,7 +65,7 @@ class Report(NamedTuple):
     @property
     def said_difference(self):
         """`difference` as text."""
-        return "not run" if self.difference is None else f"{self.difference:.1e}"
+        return "unknown" if self.difference is None else f"{self.difference:.1e}"
 
     def to_dict(self):
         """The report as JSON takes it."""

@@ -138,7 +138,8 @@ def _same_tensor(tflite):
     """Names of an output and of an input or another output that are one tensor, or None."""
     signature = flatbuffer.main_signature(flatbuffer.read(tflite))
     names = {}
-    for port in [] if signature is None else [*(signature.inputs or []), *signature.outputs]:
+    for port in [] if signature is None else [*(signature.inputs or []),
+                                                 *(signature.outputs or [])]:
         name = bytes(port.name or b"").decode("utf-8", "replace")
         if port.tensorIndex in names:
             return f"{names[port.tensorIndex]!r} and {name!r}"

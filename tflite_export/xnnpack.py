@@ -152,7 +152,7 @@ def _encodings(graph, generation):
         for tensor in graph.reads(op):
             if not graph.is_sparse(tensor):
                 continue
-            if graph.constant(tensor) is None:
+            if not len(graph.data(tensor)):
                 yield WRONG, op, graph.describe(op), (
                     "its sparse weight has no values, so that no runtime takes it for a constant; "
                     "keep one of its zeros")
