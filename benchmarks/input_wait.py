@@ -1,8 +1,9 @@
 """The time that the recipes' data pipelines take for a batch, over that of a training step.
 
 A pipeline alone is timed against a dense step alone, on batches of the published form made of
-random numbers: what training waits for is at most the ratio, for the next batch may be made while a step
-runs. The step is that of this processor; on an accelerator it is shorter and the cores are others.
+random numbers: what training waits for is at most the ratio, for the next batch may be made while a
+step runs. The step is that of this processor; on an accelerator it is shorter and the cores are
+others.
 """
 
 import tempfile

@@ -324,8 +324,8 @@ def noisy(make, x, log_sigma2=-2.0):
 
 
 def test_moments_of_a_dense_layer():
-    """20,000 examples of one input: mean x theta, variance x^2 sigma^2, drawn per example; and 20,000
-    weights drawn from N(theta, sigma^2) in NumPy give the same moments."""
+    """20,000 examples of one input: mean x theta, variance x^2 sigma^2, drawn per example; and
+    20,000 weights drawn from N(theta, sigma^2) in NumPy give the same moments."""
     n, x = 20_000, RNG(5).normal(size=(1, 6)).astype("float32")
     layer = noisy(ts.layers.SparseDense(4, method=METHODS["vd"]()), x)
     theta = numpy(layer.theta("kernel"))

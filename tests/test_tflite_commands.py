@@ -147,14 +147,24 @@ def test_the_file_is_written_last(folder, tmp_path, capsys):
 
 
 def test_wrong_usage_is_2(folder, capsys):
-    for arguments in (["model.keras"], ["inspect"], ["x", "-o", "y", "--sparse", "csr"],
-                      ["x", "-o", "y", "--batch-size", "0"], ["x", "-o", "y", "--batch-size", "2x"]):
+    for arguments in (["model.keras"], ["inspect"], ["x", "-o", "y", "--sparse", "csr"]):
         with pytest.raises(SystemExit) as status:
             run(*arguments)
         assert status.value.code == 2
         usage = "inspect" if arguments == ["inspect"] else "MODEL"
         printed = capsys.readouterr().err
         assert f"usage: python -m tflite_export {usage}" in printed and "__main__" not in printed
+
+
+@pytest.mark.parametrize("arguments", [
+    ["benchmark", "dense.tflite", "--rounds", "0"],
+    ["benchmark", "dense.tflite", "--threads", "-1"],
+    ["x", "-o", "y", "--batch-size", "0"], ["x", "-o", "y", "--batch-size", "2x"]])
+def test_numbers_below_one_are_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as status:
+        run(*arguments)
+    assert status.value.code == 2
+    assert re.search("integer of at least 1; got '(0|-1|2x)'", capsys.readouterr().err)
 
 
 def test_the_status_reaches_the_shell():

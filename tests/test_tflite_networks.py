@@ -275,6 +275,25 @@ def test_what_the_oldest_release_alone_runs_dense(activation, why):
                and row.change == "runtime='litert>=2.2'" for row in pointwise)
 
 
+def test_a_rewrite_that_the_oldest_release_computes_wrongly():
+    """Its features go into a tanh, which is outside of that release's clusters; newer ones run it
+    sparse, so that a file for those is the way out."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((32, 32, 3))
+    a = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(x)
+    a = layers.Conv2D(64, 1, activation="relu")(a)
+    b = layers.Conv2D(64, 1, activation="tanh")(a)
+    model = prune(keras.Model(x, [layers.Dense(4)(layers.GlobalAveragePooling2D()(y))
+                                  for y in (a, b)]), 0.8)
+    with dense_warning("rewritten for it, .* would be wrong on tflite-runtime 2.14"):
+        report = tflite_export.convert(model).report
+    assert {one.verdict for one in report.covered} == {"dense"}
+    pointwise = [row for row in report.layers if row.shape[1:3] == (1, 1)]
+    assert {row.change for row in pointwise} == {"runtime='litert>=2.2'"}
+    newer = tflite_export.convert(model, runtime="litert>=2.2").report
+    assert sparse_names(newer) == [(64, 1, 1, 16), (64, 1, 1, 64)]
+
+
 def test_prunable_refuses_in_words():
     for options, sentence in (({"quantize": "int8"}, "None, 'dynamic' or 'int8_weights'"),
                               ({"runtime": "arm"}, "runtime must be one of"),

@@ -171,7 +171,8 @@ def test_a_slower_kernel_is_used_for_size_only():
     encodings = {sparse: {row.encoding.split()[0] for row in report.layers}
                  for sparse, report in reports.items()}
     assert encodings == {"auto": {"CSR"}, "size": {"1x4"}, "speed": {"dense"}}
-    slower = "the sparse kernel would be slower: 50.0% of its blocks are empty, of 85% that it takes"
+    slower = ("the sparse kernel would be slower: 50.0% of its blocks are empty, of 85% that it "
+              "takes")
     for sparse in ("auto", "speed"):
         assert {row.why for row in reports[sparse].layers} == {slower}
 

@@ -13,6 +13,7 @@ from keras import layers
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import flatbuffer, ports
+from tflite_export.from_keras import first_line
 
 TOLERANCE = 1e-5  # float32 outputs of order 1, summed in another order
 
@@ -193,3 +194,19 @@ def test_several_inputs_of_a_file_need_names():
     source = tflite_export.convert(several(), sparse=False).tflite
     with fails("has 3 inputs: give a dict of arrays with the keys"):
         tflite_export.convert(source, quantize="int8", representative_data=rows(3))
+
+
+def test_the_first_line_of_an_error_is_what_is_wrong():
+    """Not the places in the code that TensorFlow writes before it, nor Keras' name of the layer."""
+    traced = """in user code:
+
+    File "model.py", line 3, in call  *
+        return {"a": t, "b": [t]}
+
+    ValueError: a list inside a dict
+    """
+    assert first_line(ValueError(traced)) == "ValueError: a list inside a dict"
+    called = "Exception encountered when calling Scaled.call().\n\n\x1b[1mno such axis\x1b[0m\n"
+    assert first_line(ValueError(called)) == "no such axis"
+    assert first_line(ValueError("in user code:")) == "in user code:"
+    assert first_line(ValueError()) == "ValueError"

@@ -30,8 +30,8 @@ def advice(layers, size, float_bytes):
                "it is loaded.")
     if natively:
         yield ("The kernels that read blocks have no dot products, and on x86 they take three "
-               "times as long where a dense layer of XNNPACK for AVX-512 runs in the same file: compare "
-               f"with the dense file (sparse=False), most of all on {DOT_PRODUCTS}.")
+               "times as long where a dense layer of XNNPACK for AVX-512 runs in the same file: "
+               f"compare with the dense file (sparse=False), most of all on {DOT_PRODUCTS}.")
     if convolutions:
         here = " This machine has AVX." if machine.runs_sparse_convolutions() is False else ""
         yield ("XNNPACK runs convolutions sparse on Arm, WebAssembly and x86 without AVX. On x86 "

@@ -205,9 +205,11 @@ def _wrong(encoded, policy):
 def _why_dense(encoded, policy, wrong):
     """The kernels.Reason for which the newest release that `policy` covers runs no convolution
     sparse, or for which the file is not used."""
-    if wrong is not None:
-        return kernels.Reason("rewritten for it, " + names.short_in(wrong).removesuffix("."))
     newest = kernels.GENERATIONS[policy.runtime][-1]
+    if wrong is not None:
+        sparse = encoded.prediction.runtimes[newest] == xnnpack.SPARSE
+        return kernels.Reason("rewritten for it, " + names.short_in(wrong).removesuffix("."),
+                              f"runtime={kernels.NEWER!r}" if sparse else None)
     reasons = encoded.prediction.reasons if encoded.prediction else ()
     return next((kernels.Reason(names.short_in(f"{reason.operator}: {reason.text}"), reason.change)
                  for reason in reasons if newest in reason.runtimes), None)
