@@ -94,6 +94,8 @@ class Backup(keras.callbacks.Callback):
         complete = read_json(self.pointer)
         self.epochs = complete["epochs"]
         self._keras(complete["folder"]).on_train_begin()
+        for generator, state in zip(self._generators(), complete["generators"], strict=True):
+            generator.assign(np.array(state, generator.dtype))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
@@ -105,7 +107,8 @@ class Backup(keras.callbacks.Callback):
         name = f"epoch{epoch + 1}"
         shutil.rmtree(self.folder / name, ignore_errors=True)  # what a kill has left
         self._keras(name).on_epoch_end(epoch)
-        write_json(self.pointer, {"folder": name, "epochs": self.epochs})
+        generators = [np.asarray(state).tolist() for state in self._generators()]
+        write_json(self.pointer, {"folder": name, "epochs": self.epochs, "generators": generators})
         for old in self.folder.glob("epoch*"):
             if old.name != name:
                 shutil.rmtree(old)
@@ -113,6 +116,10 @@ class Backup(keras.callbacks.Callback):
 
     def finish(self):
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _generators(self):
+        """The states of the model's random generators, as variables."""
+        return [v for v in self.model.non_trainable_variables if v.name == "seed_generator_state"]
 
     def _keras(self, name):
         callback = keras.callbacks.BackupAndRestore(str(self.folder / name))

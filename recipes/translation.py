@@ -209,20 +209,26 @@ class TokenBatches(keras.utils.PyDataset):
         self.left_out = len(sources) - self.examples
         self.of_a_pass = sum(-(-len(pairs) // size) for _, size, pairs in self.groups)
         self.steps = steps or self.of_a_pass
-        self.order_of = None
         self.begin(0)
 
     def begin(self, epoch):
-        self.first = epoch * self.steps
+        """Puts the batches of an epoch in their order."""
+        first, last = epoch * self.steps, (epoch + 1) * self.steps
+        turns = range(first // self.of_a_pass, -(-last // self.of_a_pass))
+        passes = [batch for turn in turns for batch in self._pass(turn)]
+        first -= turns[0] * self.of_a_pass
+        self.batches = passes[first:first + self.steps]
+        # Keras takes the shapes of the first two batches for all of them where they are equal
+        lengths = [length for length, _, _ in self.batches]
+        other = next((i for i, length in enumerate(lengths) if length != lengths[0]), None)
+        if other is not None:
+            self.batches[1], self.batches[other] = self.batches[other], self.batches[1]
 
     def __len__(self):
         return self.steps
 
     def __getitem__(self, index):
-        turn, index = divmod(self.first + index, self.of_a_pass)
-        if self.order_of != turn:
-            self.order_of, self.order = turn, self._order(turn)
-        length, size, pairs = self.order[index]
+        length, size, pairs = self.batches[index]
         source, target = (np.full((size, length), PAD, "int32") for _ in range(2))
         for row, pair in enumerate(pairs):
             for words, into in ((self.sources[pair], source), (self.targets[pair], target)):
@@ -230,19 +236,14 @@ class TokenBatches(keras.utils.PyDataset):
         before = np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
         return (source, before), target, (target != PAD).astype("float32")
 
-    def _order(self, turn):
-        """[(length, pairs of a full batch, pairs)] of a pass."""
+    def _pass(self, turn):
+        """[(length, pairs of a full batch, pairs)] of a pass, mixed."""
         generator = np.random.default_rng([self.seed, turn])
         batches = []
         for length, size, pairs in self.groups:
             mixed = generator.permutation(pairs)
             batches += [(length, size, mixed[at:at + size]) for at in range(0, len(mixed), size)]
-        batches = [batches[i] for i in generator.permutation(len(batches))]
-        # Keras takes the shapes of the first two batches for all of them where they are equal
-        other = next((i for i, b in enumerate(batches) if b[0] != batches[0][0]), 0)
-        if other:
-            batches[1], batches[other] = batches[other], batches[1]
-        return batches
+        return [batches[i] for i in generator.permutation(len(batches))]
 
 
 # ---- from the command line
