@@ -33,6 +33,7 @@ class Ours:
     Attributes:
       losses: {(technique, sparsity, its other settings): [relative loss of each seed, per cent]}.
       layers: {the same: [{kernel: sparsity} of each seed]}.
+      records: all of them, those of the dense network too.
     """
 
     def __init__(self, network, folder=results.FOLDER):
@@ -40,12 +41,15 @@ class Ours:
         kind, measure = registry.load(name).Configuration, registry.measure(name)
         groups = tables.groups(tables.records(name, folder))
         dense = tables.dense_quality(groups, measure)
-        self.losses, self.layers = {}, {}
+        self.losses, self.layers, self.records = {}, {}, []
         for key, some in groups.items():
             words = tables.changed(key, kind)
-            if not set(common) <= set(words) or key[0] == "dense":
+            if not set(common) <= set(words):
                 continue
             if any(word.startswith("model=") for word in set(words) - set(common)):
+                continue
+            self.records += some
+            if key[0] == "dense":
                 continue
             found = [tables.relative_loss(key, record["report"][measure.key], dense, kind)
                      for record in some]
@@ -147,21 +151,22 @@ def places(ours, sparsity=0.9):
     return results.markdown(["network", "technique", "first kernel", "last kernel"], rows)
 
 
-def headlines(name, folder=results.FOLDER, sparsity=0.9):
-    """(what, paper, published, ours, its runs) of each network of a recipe that has kept runs."""
-    published = "; ".join(
-        f"{network}: " + _ranked({t: _published(network, t, sparsity) for t in LEADERS
-                                  if t in state_of_sparsity.FILES[network]})
-        for network in state_of_sparsity.FILES)
-    for network, (of_recipe, common) in NETWORKS.items():
+def headlines(name, folder=results.FOLDER, wanted=0.9):
+    """(what, paper, published, ours, its runs) of each network of a recipe that has kept runs, at
+    the sparsity that is nearest to the wanted one."""
+    for network, (of_recipe, _) in NETWORKS.items():
         one = Ours(network, folder) if of_recipe == name else None
-        if one and one.losses:
-            used = [record for record in tables.records(name, folder) if set(common) <= set(
-                f"{k}={v}" for k, v in record["configuration"].items())]
-            yield (f"techniques at {sparsity:g}, {network}", "Gale et al. 2019",
-                   f"loss relative to dense, %: {published}",
-                   "loss relative to dense, %: "
-                   + _ranked({t: one.loss(t, sparsity) for t in LEADERS}), used)
+        if not one or not one.losses:
+            continue
+        near = min((s for _, s, _ in one.losses), key=lambda s: abs(s - wanted))
+        published = "; ".join(
+            f"{theirs}: " + _ranked({t: _published(theirs, t, near) for t in LEADERS
+                                     if t in state_of_sparsity.FILES[theirs]})
+            for theirs in state_of_sparsity.FILES)
+        yield (f"techniques at {near:g}, {network}", "Gale et al. 2019",
+               f"loss relative to dense, %: {published}",
+               "loss relative to dense, %: "
+               + _ranked({t: one.loss(t, near) for t in LEADERS}), one.records)
 
 
 TABLES = {"techniques": techniques, "extended": extended, "second lives": second_lives,

@@ -1,9 +1,11 @@
-"""Where a run happens: versions, backend, devices, memory."""
+"""Where a run happens: versions, commit, backend, devices, memory."""
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import keras
 
@@ -27,6 +29,16 @@ def _version(name):
         return None
 
 
+def commit():
+    """The commit of the checkout, with "-dirty" if files differ from it; None where git has none."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
+                              cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
 def where():
     """The backend, its devices, the processor's cores, and the environment that changes them."""
     return {"backend": keras.config.backend(), "devices": _devices(),
@@ -48,13 +60,36 @@ def _devices():
     return keras.distribution.list_devices()
 
 
-def peak_memory():
-    """{"process": bytes, "device": bytes or None}: the most that this process has held."""
-    import resource  # POSIX only
+def place(where):
+    """The backend and, where it is no processor, its kind of device: runs elsewhere are compared
+    apart."""
+    kinds = sorted({device.partition(":")[0] for device in where.get("devices", ())} - {"cpu"})
+    return ", ".join([where["backend"], *kinds])
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-            "device": _device_peak()}
+
+def forget_peak():
+    """Begins the peak of this process anew, where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_memory():
+    """{"process": bytes, "device": bytes or None}: the most that this process has held, since
+    `forget_peak` on Linux and since it began elsewhere. A device's is since the process began."""
+    return {"process": _process_peak(), "device": _device_peak()}
+
+
+def _process_peak():
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        import resource  # POSIX only
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _device_peak():

@@ -73,7 +73,8 @@ def overview(folder):
             for record in used:
                 seconds[record["seed"]] = (seconds.get(record["seed"], 0)
                                            + sum(epoch["seconds"] for epoch in record["epochs"]))
-            lines.append([name, *headline, f"`python -m recipes sweep {name}`",
+            environment = used[0]["command"].partition("python ")[0]
+            lines.append([name, *headline, f"`{environment}python -m recipes sweep {name}`",
                           results.spread(seconds.values(), ".0f"),
                           results.seeds([{"seed": seed} for seed in seconds])])
     return results.markdown(["recipe", "what", "paper", "published", "ours", "command",

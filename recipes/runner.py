@@ -7,6 +7,7 @@ interruption it goes on from the backup of the last complete epoch.
 """
 
 import contextlib
+import gc
 import os
 import shlex
 import time
@@ -52,13 +53,13 @@ def run(name, configuration, options=None, callbacks=()):
       callbacks: further Keras callbacks for the training.
 
     Raises:
-      ValueError: if an interrupted run was begun on another backend or other versions: its
-        numbers would be of two.
+      ValueError: if an interrupted run was begun on another backend, other devices or other
+        versions: its numbers would be of two.
     """
     this = Run(name, configuration, OPTIONS | (options or {}), callbacks)
     with this.alone():
         if this.complete:
-            print(f"{this.title}: complete, {this.folder}", flush=True)
+            print(f"{this.title}: complete, {this.folder}{this.made_with}", flush=True)
         else:
             this.execute()
         return read_json(this.path)
@@ -90,6 +91,12 @@ class Run:
     def complete(self):
         return self.path.exists() and read_json(self.path)["status"] == "complete"
 
+    @property
+    def made_with(self):
+        """`, made at commit ...` where the code has been at another one since; else nothing."""
+        commits = self.result().get("commits", ())
+        return "" if set(commits) <= {machine.commit()} else f", made at commit {commits[-1]}"
+
     @contextlib.contextmanager
     def alone(self):
         """One process at a time; a killed one leaves nothing locked."""
@@ -108,6 +115,8 @@ class Run:
 
     def execute(self):
         module = registry.load(self.recipe)
+        gc.collect()  # what a sweep's last run has left
+        machine.forget_peak()
         self._begin(module)
         print(f"{self.title}: {'going on' if self.record['sessions'] > 1 else 'begins'} in "
               f"{self.folder}", flush=True)
@@ -129,19 +138,21 @@ class Run:
             self.record = read_json(self.path)
             self._check_same(now)
             self.record["sessions"] += 1
+            self.record["commits"].append(machine.commit())
         else:
             self.record = {
                 "recipe": self.recipe, "digest": self.digest, "status": "running",
                 "configuration": settings.values(self.configuration),
                 "seed": self.configuration.seed, "command": self.command(),
-                "differences": list(module.DIFFERENCES), **now,
+                "differences": list(module.DIFFERENCES), **now, "commits": [machine.commit()],
                 "tensorboard": eventlog.status(self.options), "sessions": 1, "seconds": 0.0,
                 "peak_memory": {"process": 0, "device": None}, "epochs": [], "report": None}
         write_json(self.path, self.record)
 
     def _check_same(self, now):
-        then = {"backend": self.record["where"]["backend"], **self.record["versions"]}
-        here = {"backend": now["where"]["backend"], **now["versions"]}
+        then, here = ({"backend": of["where"]["backend"],
+                       "devices": ", ".join(of["where"]["devices"]), **of["versions"]}
+                      for of in (self.record, now))
         changed = [f"{name} {then[name]} (now {here[name]})" for name in then
                    if then[name] != here[name]]
         if changed:

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 
 from recipes import configuration as settings
-from recipes import registry, results, runner
+from recipes import machine, registry, results, runner
 from recipes.files import read_json
 
 
@@ -20,21 +20,21 @@ def records(name, runs_dir):
 
 
 def groups(found):
-    """{(technique, sparsity, other settings, backend): records that differ in the seed}."""
+    """{(technique, sparsity, other settings, place): records that differ in the seed}."""
     by_configuration = {}
     for record in found:
         own = dict(record["configuration"])
         own.pop("seed")
         key = (own.pop("technique"), own.pop("sparsity", 0.0), tuple(own.items()),
-               record["where"]["backend"])
+               machine.place(record["where"]))
         by_configuration.setdefault(key, []).append(record)
     return by_configuration
 
 
 def dense_quality(by_configuration, measure):
-    """{(settings that dense runs have, backend): mean of the measure}."""
-    return {(frozenset(own), backend): statistics.fmean(r["report"][measure.key] for r in some)
-            for (technique, _, own, backend), some in by_configuration.items()
+    """{(settings that dense runs have, place): mean of the measure}."""
+    return {(frozenset(own), place): statistics.fmean(r["report"][measure.key] for r in some)
+            for (technique, _, own, place), some in by_configuration.items()
             if technique == "dense"}
 
 
@@ -43,14 +43,14 @@ def relative_loss(key, quality, dense, kind):
 
     Settings that follow from the technique may be those that follow for dense runs instead.
     """
-    technique, sparsity, own, backend = key
+    technique, sparsity, own, place = key
     own = dict(own)
     words = settings.changed(kind, {"technique": technique, "sparsity": sparsity, **own})
     given = {k: own[k] for k in (word.partition("=")[0] for word in words) if k in own}
     usual = settings.usual_values(kind, {**given, "technique": "dense"})
     for wanted in (own, usual):
         for (of_dense, where), value in dense.items():
-            if where == backend and of_dense <= set(wanted.items()):
+            if where == place and of_dense <= set(wanted.items()):
                 return 1 - quality / value
     return None
 
@@ -82,7 +82,7 @@ def rows(name, runs_dir):
 
 
 def _row(key, some, dense, kind, measure):
-    technique, sparsity, own, backend = key
+    technique, sparsity, own, place = key
     words = " ".join(changed(key, kind))
     reports = [record["report"] for record in some]
     quality = [report[measure.key] for report in reports]
@@ -96,7 +96,7 @@ def _row(key, some, dense, kind, measure):
             " - ".join(f"{statistics.fmean(layer):.3f}" for layer in layers),
             results.spread(natural, ".2f") if natural else "",
             results.spread([_seconds(record) for record in trained], ".0f") if trained
-            else "ranked", dict(own)["epochs"], backend,
+            else "ranked", dict(own)["epochs"], place,
             results.seeds([{"seed": record["seed"]} for record in some])]
 
 
@@ -110,10 +110,10 @@ def changed(key, kind):
 
 def label(key, name):
     """What a curve is called: everything but the sparsity and the network."""
-    technique, _, own, backend = key
+    technique, _, own, place = key
     words = changed(key, registry.load(name).Configuration)
     network = registry.network(name, dict(own))
-    return " ".join([technique, *(w for w in words if w != network), f"({backend})"])
+    return " ".join([technique, *(w for w in words if w != network), f"({place})"])
 
 
 def _seconds(record):

@@ -157,6 +157,7 @@ def test_a_run_writes_its_record_and_the_same_again_is_a_no_op(run, tmp_path, ca
     assert record["versions"]["keras"] == keras.__version__
     assert record["versions"]["tf_sparsity"] == ts.__version__
     assert record["where"]["backend"] == keras.config.backend() and record["where"]["devices"]
+    assert record["commits"] == [machine.commit()]
     assert record["seconds"] > 0 and record["peak_memory"]["process"] > 1e8
     assert [entry["epoch"] for entry in record["epochs"]] == [1, 2, 3]
     # Steps 1 (a tenth of 12) to 8: complete in the second epoch
@@ -421,7 +422,7 @@ def stored(folder, seed, accuracy, epochs=3, backend="jax", model="lenet300", **
               "report": {"accuracy": accuracy, "natural": None,
                          "kernels": [{"name": "dense1/kernel", "sparsity": 0.5},
                                      {"name": "classes/kernel", "sparsity": 0.25}]}}
-    path = folder / NAME / f"{seed}{accuracy}" / "record.json"
+    path = folder / NAME / f"{seed}{accuracy}{model}" / "record.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(record))
 
@@ -537,6 +538,37 @@ def test_findings_set_ours_beside_the_published(tmp_path):
     assert row.split(" | ")[4].startswith("VD 3.32, magnitude 3.62, random 15.23")
     assert "lottery, rewind step 600 20.00" in found["second lives"]
     assert "| LeNet-300-100 | magnitude, uniform | 0.500 | 0.250 |" in found["places"]
+
+
+def test_a_headline_is_of_one_network_and_of_the_nearest_sparsity(tmp_path):
+    for model, sparsity in (("lenet300", 0.9), ("lenet5", 0.95)):
+        stored(tmp_path, 0, 0.98, technique="dense", epochs=10, model=model)
+        stored(tmp_path, 1, 0.931, technique="magnitude", sparsity=sparsity, epochs=10, model=model)
+    headlines = list(findings.headlines(NAME, tmp_path))
+    assert [what for what, *_ in headlines] == ["techniques at 0.9, LeNet-300-100",
+                                                "techniques at 0.95, LeNet-5-Caffe"]
+    for (*_, ours, used), model in zip(headlines, ("lenet300", "lenet5")):
+        assert ours == "loss relative to dense, %: magnitude 5.00"
+        assert [record["configuration"]["model"] for record in used] == [model, model]
+
+
+def test_accelerators_are_compared_apart():
+    assert machine.place({"backend": "jax", "devices": ["cpu: cpu"]}) == "jax"
+    assert machine.place({"backend": "tensorflow", "devices": ["cpu: host", "gpu: X"]}) == (
+        "tensorflow, gpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux begins a peak anew")
+def test_the_peak_of_memory_is_that_of_a_run():
+    held = np.ones(2 ** 25)  # 256 MiB
+    machine.forget_peak()
+    before = machine.peak_memory()["process"]
+    del held
+    machine.forget_peak()
+    after = machine.peak_memory()["process"]
+    assert before - after > 2e8
+    held = np.ones(2 ** 25)
+    assert machine.peak_memory()["process"] - after > 2e8
 
 
 # ---- ResNet-20
