@@ -138,7 +138,7 @@ class Run:
             self.record = read_json(self.path)
             self._check_same(now)
             self.record["sessions"] += 1
-            self.record["commits"].append(machine.commit())
+            self.record.setdefault("commits", []).append(machine.commit())
         else:
             self.record = {
                 "recipe": self.recipe, "digest": self.digest, "status": "running",
