@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from recipes import training
+
 
 def lenet300():
     """LeNet-300-100 (LeCun et al. 1998): 784-300-100-10, 266,200 weights in three kernels."""
@@ -42,8 +44,9 @@ def lenet5():
 MODELS = {"lenet300": lenet300, "lenet5": lenet5}
 
 
-def train(model, data, test, *, epochs, batch, optimizer, rate=None, callbacks=(), validate=10):
-    """Fits; returns what happened: a list per figure, an entry per `validate` epochs and the last.
+def train(model, data, test, *, epochs, batch, seed, optimizer, folder, rate=None, validate=10):
+    """Trains, or goes on after a kill; returns what happened: (a list per figure with an entry per
+    `validate` epochs and the last, seconds).
 
     `rate(epoch)` is the learning rate, None the optimizer's own. The test images are looked at for
     the record only; nothing is chosen by them.
@@ -53,23 +56,16 @@ def train(model, data, test, *, epochs, batch, optimizer, rate=None, callbacks=(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    shown = [e for e in range(1, epochs + 1) if e % validate == 0 or e == epochs]
     rates = [] if rate is None else [keras.callbacks.LearningRateScheduler(rate)]
-    history = model.fit(
-        *data,
-        batch_size=batch,
-        epochs=epochs,
-        validation_data=test,
-        validation_freq=shown,
-        validation_batch_size=500,
-        callbacks=[*callbacks, *rates],
-        verbose=2,
-    ).history
-    chosen = {name: [history[name][epoch - 1] for epoch in shown]
-              for name in ("loss", "data_loss", "sparsity") if name in history}
-    chosen["test_error"] = [1 - accuracy for accuracy in history["val_accuracy"]]
-    return {"epoch": shown} | {name: [round(v, 5) for v in values]
-                               for name, values in chosen.items()}
+    done = training.fit(model, training.Batches(*data, batch, seed), test, epochs=epochs,
+                        folder=folder, callbacks=rates).epochs
+    shown = [entry for entry in done if entry["epoch"] % validate == 0 or entry is done[-1]]
+    history = {"epoch": [entry["epoch"] for entry in shown]}
+    for name in ("loss", "data_loss", "sparsity"):
+        if name in shown[-1]:
+            history[name] = [round(entry[name], 5) for entry in shown]
+    history["test_error"] = [round(1 - entry["val_accuracy"], 5) for entry in shown]
+    return history, round(sum(entry["seconds"] for entry in done), 1)
 
 
 def error(model, test):

@@ -30,7 +30,7 @@ def _version(name):
 
 
 def commit():
-    """The commit of the checkout, with "-dirty" if files differ from it; None where git has none."""
+    """The commit of the checkout, "-dirty" if files differ from it; None where git has none."""
     try:
         done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
                               cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

@@ -8,7 +8,6 @@ it does not see what is asked for. One run of this program is one seed.
 
 import statistics
 import sys
-import time
 
 import keras
 
@@ -62,19 +61,16 @@ def methods(sparsity, reach, num_samples, steps):
     }
 
 
-def fit(method, train, test, epochs, seed):
+def fit(method, train, test, epochs, seed, folder):
     """One training: the model, its seconds and history. Method None trains the dense network."""
     keras.utils.set_random_seed(seed)
     model = lenet.lenet300()
-    callbacks = []
     if method is not None:
         model = ts.sparsify(model, method)
-        callbacks = [ts.callbacks.SparsityUpdate(), ts.callbacks.SparsityLogger()]
-    started = time.monotonic()
-    history = lenet.train(
-        model, train, test, epochs=epochs, batch=BATCH, optimizer=keras.optimizers.Adam(RATE),
-        rate=lambda epoch: RATE * (1 - epoch / epochs), callbacks=callbacks)
-    return model, {"seconds": round(time.monotonic() - started, 1), "history": history}
+    history, seconds = lenet.train(
+        model, train, test, epochs=epochs, batch=BATCH, seed=seed, folder=folder,
+        optimizer=keras.optimizers.Adam(RATE), rate=lambda epoch: RATE * (1 - epoch / epochs))
+    return model, {"seconds": seconds, "history": history}
 
 
 def asked_anew(model, method):
@@ -88,10 +84,10 @@ def figures(model, test):
             "natural": report.natural, "kernels": results.kernels(report)}
 
 
-def cases(sparsities, reach, train, test, epochs, seed):
+def cases(sparsities, reach, train, test, epochs, seed, folder):
     """One dict for each method and sparsity, and the seconds of all trainings."""
     steps = epochs * -(-len(train[0]) // BATCH)
-    model, training = fit(None, train, test, epochs, seed)
+    model, training = fit(None, train, test, epochs, seed, folder / "dense")
     found, seconds = [{"method": "dense", "asked": 0.0, **figures(model, test), **training}], 0.0
     for label in methods(sparsities[0], reach, len(train[0]), steps):
         trained = None
@@ -99,7 +95,8 @@ def cases(sparsities, reach, train, test, epochs, seed):
             method = methods(sparsity, reach, len(train[0]), steps)[label]
             print(f"{label}, {sparsity:g}", flush=True)
             if trained is None or reach != "rank" or label == PRUNING_NAME:
-                trained, training = fit(method, train, test, epochs, seed)
+                trained, training = fit(method, train, test, epochs, seed,
+                                        folder / f"{label} {sparsity:g}")
                 seconds += training["seconds"]
                 model = trained
             else:
@@ -174,9 +171,10 @@ def main(argv=None):
     train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
     result = results.common(RECIPE, argv, name, args.seed, settings(epochs, args.reach))
-    result |= cases(SMOKE_SPARSITIES if args.smoke else SPARSITIES, args.reach, train, test,
-                    epochs, args.seed)
-    results.finish(result, args, f"{RECIPE}_{args.reach}_{epochs}epochs", differences)
+    with results.unfinished(result, args) as folder:
+        result |= cases(SMOKE_SPARSITIES if args.smoke else SPARSITIES, args.reach, train, test,
+                        epochs, args.seed, folder)
+        results.finish(result, args, f"{RECIPE}_{args.reach}_{epochs}epochs", differences)
     return 0
 
 

@@ -10,7 +10,6 @@ by the test images. One run is one seed.
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import keras
@@ -19,7 +18,7 @@ from keras import layers
 
 import tf_sparsity as ts
 import tflite_export
-from recipes import arrays, results
+from recipes import arrays, results, training
 
 RECIPE = "mobilenet_cifar"
 
@@ -63,27 +62,25 @@ def network(classes=10):
     return keras.Model(image, layers.Dense(classes, name="classes")(x), name="small_mobilenet")
 
 
-def fit(model, train, epochs, callbacks=()):
-    """Trains in place; returns the seconds."""
-    steps = epochs * -(-len(train[0]) // BATCH)
+def fit(model, train, test, epochs, seed, folder):
+    """Trains in place, or goes on after a kill; returns the seconds."""
+    batches = training.Batches(*train, BATCH, seed)
+    steps = epochs * len(batches)
     rate = keras.optimizers.schedules.PolynomialDecay(RATE, steps, 0.0)
     model.compile(keras.optimizers.Adam(rate),
                   keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                   metrics=["accuracy"])
-    started = time.monotonic()
-    model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=2, callbacks=list(callbacks))
-    return time.monotonic() - started
+    done = training.fit(model, batches, test, epochs=epochs, folder=folder).epochs
+    return sum(entry["seconds"] for entry in done)
 
 
-def pruned(dense, sparsity, select, train, epochs):
+def pruned(dense, sparsity, select, train, test, epochs, seed, folder):
     """A sparse copy of the dense model, and the seconds of its training."""
     steps = epochs * -(-len(train[0]) // BATCH)
     begin, end = (round(share * steps) for share in PRUNING)
     schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=min(100, max(1, end // 10)))
     model = ts.sparsify(dense, ts.MagnitudePruning(schedule), select=select)
-    seconds = fit(model, train, epochs,
-                  [ts.callbacks.SparsityUpdate(), ts.callbacks.SparsityLogger()])
-    return model, seconds
+    return model, fit(model, train, test, epochs, seed, folder)
 
 
 def accuracy(logits, classes):
@@ -126,7 +123,7 @@ def exports(model, train, test, arm):
     return found
 
 
-def run(train, test, epochs, sparsities, seed, arm):
+def run(train, test, epochs, sparsities, seed, arm, folder):
     """A case for the dense model and one for each sparsity."""
     keras.utils.set_random_seed(seed)
     dense = network()
@@ -141,11 +138,12 @@ def run(train, test, epochs, sparsities, seed, arm):
                       "kernels": results.kernels(report), "seconds": round(seconds, 1),
                       "exports": exports(plain, train, test, arm)})
 
-    add("dense", dense, fit(dense, train, epochs))
+    add("dense", dense, fit(dense, train, test, epochs, seed, folder / "dense"))
     select = tflite_export.prunable(dense)
     for sparsity in sparsities:
         add(f"pruned to {sparsity:g}",
-            *pruned(dense, sparsity, select, train, max(1, epochs // 2)))
+            *pruned(dense, sparsity, select, train, test, max(1, epochs // 2), seed,
+                    folder / f"{sparsity:g}"))
     return cases
 
 
@@ -213,10 +211,10 @@ def main(argv=None):
     epochs, sparsities = (args.epochs or (1 if args.smoke else EPOCHS),
                           SPARSITIES[:1] if args.smoke else SPARSITIES)
     result = results.common(RECIPE, argv, name, args.seed, settings(epochs, sparsities))
-    started = time.monotonic()
-    result["cases"] = run(train, test, epochs, sparsities, args.seed, args.arm)
-    result["seconds"] = round(time.monotonic() - started, 1)
-    results.finish(result, args, f"{RECIPE}_{epochs}epochs", differences)
+    with results.unfinished(result, args) as folder:
+        result["cases"] = run(train, test, epochs, sparsities, args.seed, args.arm, folder)
+        result["seconds"] = round(sum(case["seconds"] for case in result["cases"]), 1)
+        results.finish(result, args, f"{RECIPE}_{epochs}epochs", differences)
     return 0
 
 

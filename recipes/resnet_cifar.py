@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 
-def resnet(depth=20, width=16, classes=10):
+def resnet(depth=20, width=16, classes=10, decay=0.0):
     """6n + 2 layers: three stages of n blocks with `width`, 2 and 4 times `width` filters.
 
     Shortcuts are projections where the shape changes, as in the code of the lottery ticket and of
@@ -14,6 +14,9 @@ def resnet(depth=20, width=16, classes=10):
       depth: 6 n + 2, such as 20.
       width: filters of the first stage; 16 is the published one (270,896 kernel weights at 20).
       classes: number of outputs.
+      decay: L2 penalty of every kernel: decay / 2 times the sum of its squares, in the loss. That
+        is the papers' weight decay; `weight_decay` of Keras' SGD stays outside its momentum, and
+        would be (1 - momentum) times as strong.
 
     Raises:
       ValueError: for a depth that is not 6 n + 2.
@@ -21,9 +24,11 @@ def resnet(depth=20, width=16, classes=10):
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth is 6 n + 2 (8, 14, 20, ...). Received: depth={depth!r}")
 
+    small = {"kernel_regularizer": keras.regularizers.L2(decay / 2)} if decay else {}
+
     def conv(x, filters, kernel, strides, name):
         x = layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False,
-                          kernel_initializer="he_normal", name=name)(x)
+                          kernel_initializer="he_normal", name=name, **small)(x)
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
     inputs = keras.Input((32, 32, 3), name="image")
@@ -39,5 +44,5 @@ def resnet(depth=20, width=16, classes=10):
                 x = conv(x, filters, 1, strides, f"{name}_shortcut")
             x = layers.ReLU()(layers.Add()([x, y]))
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(classes, name="classes")(x),
+    return keras.Model(inputs, layers.Dense(classes, name="classes", **small)(x),
                        name=f"resnet{depth}" + (f"_width{width}" if width != 16 else ""))

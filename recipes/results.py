@@ -4,10 +4,14 @@ A result is a JSON file in recipes/results/, named after the recipe, what it tra
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import shlex
+import shutil
 import statistics
+import tempfile
 from pathlib import Path
 
 import keras
@@ -16,6 +20,7 @@ from recipes import machine
 from recipes.files import write_json
 
 FOLDER = Path(__file__).parent / "results"
+UNFINISHED = Path("runs") / "unfinished"
 LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no setting
 
 
@@ -60,8 +65,29 @@ def compression(report):
 
 def common(recipe, argv, data, seed, settings):
     """What every result says about where it comes from."""
+    where = machine.where()
     return {"recipe": recipe, "command": command(recipe, argv), "data": data, "seed": seed,
-            "settings": settings, "versions": machine.versions(), "backend": keras.config.backend()}
+            "settings": settings, "versions": machine.versions(), "commit": machine.commit(),
+            "backend": where["backend"], "devices": where["devices"]}
+
+
+@contextlib.contextmanager
+def unfinished(result, args):
+    """A folder for the backups of a run's trainings, which the same run finds again after a kill.
+
+    "The same" is of command, settings, versions, devices and commit. It is removed when the run is
+    through. A trial has a new one.
+    """
+    if args.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    text = json.dumps(result, sort_keys=True)
+    folder = UNFINISHED / result["recipe"] / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if folder.exists():
+        print(f"Going on with what is in {folder}", flush=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(result, folder, name):

@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 import keras
 
 import tf_sparsity as ts
-from recipes import results
+from recipes import results, training
 
 CS, IMP, GMP = "continuous sparsification", "iterative pruning", "gradual pruning"
 
@@ -22,7 +22,7 @@ class Training(NamedTuple):
     batch: int
     rate: float  # of SGD with Nesterov's momentum
     momentum: float
-    decay: float  # weight decay, of weights only: the scores of a method have none
+    decay: float  # weight decay that the network has in its loss; the scores of a method have none
     falls: tuple  # shares at which the rate falls to a tenth
     rewind: float
     share: float  # of the weights left, that a round of iterative pruning takes
@@ -30,94 +30,101 @@ class Training(NamedTuple):
 
 
 class Count(keras.callbacks.Callback):
-    """Zeros of each kernel after each training, and how long it took."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernels, self.seconds = [], []
+    """Puts the zeros of each kernel at the end, and the seconds that it took, into the history."""
 
     def on_train_begin(self, logs=None):
         self.started = time.monotonic()
 
-    def on_train_end(self, logs=None):
-        self.seconds.append(time.monotonic() - self.started)
-        self.kernels.append(results.kernels(ts.report(self.model)))
+    def on_epoch_end(self, epoch, logs):
+        if epoch + 1 < self.params["epochs"]:
+            return
+        logs["seconds of all"] = time.monotonic() - self.started
+        for row in ts.report(self.model).rows:
+            logs[f"zeros of {row.name}"] = row.zeros
 
 
-def compiler(training, steps):
+def compiler(same, steps):
     """The function that compiles a model for a training of so many steps."""
 
     def compile(model):
-        falls = [round(share * steps) for share in training.falls]
+        falls = [round(share * steps) for share in same.falls]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-            falls, [training.rate, training.rate / 10, training.rate / 100])
-        model.compile(keras.optimizers.SGD(rate, momentum=training.momentum, nesterov=True,
-                                           weight_decay=training.decay or None),
+            falls, [same.rate, same.rate / 10, same.rate / 100])
+        model.compile(keras.optimizers.SGD(rate, momentum=same.momentum, nesterov=True),
                       keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                       metrics=["accuracy"])
 
     return compile
 
 
-def case(method, setting, history, kernels, seconds, trainings):
-    """One point of a curve; `trainings` is what it took to get there."""
+def case(method, setting, histories, rows):
+    """One point of a curve: where the trainings that it took have ended."""
+    last = {name: values[-1] for name, values in histories[-1].items()}
+    kernels = []
+    for row in rows:
+        zeros = int(last[f"zeros of {row.name}"])
+        kernels.append({"name": row.name, "shape": list(row.shape), "size": row.size,
+                        "zeros": zeros, "sparsity": zeros / row.size})
     size, zeros = (sum(kernel[key] for kernel in kernels) for key in ("size", "zeros"))
-    return {"method": method, "setting": setting, "error": 1 - history["val_accuracy"][-1],
+    return {"method": method, "setting": setting, "error": 1 - last["val_accuracy"],
             "sparsity": zeros / size, "left": 1 - zeros / size, "kernels": kernels,
-            "trainings": trainings, "seconds": round(seconds, 1)}
+            "trainings": len(histories),
+            "seconds": round(sum(history["seconds of all"][-1] for history in histories), 1)}
 
 
-def run(training, train, test, epochs, seed, s0, rounds, pruning_rounds, sparsities):
-    """All cases of a seed, from the same initial weights and the same rewind point."""
+def run(same, train, test, epochs, seed, folder, s0, rounds, pruning_rounds, sparsities):
+    """All cases of a seed, from the same initial weights and the same rewind point. What is
+    complete is kept in `folder`."""
     keras.utils.set_random_seed(seed)
-    model = training.build()
-    steps = epochs * -(-len(train[0]) // training.batch)
-    compile, rewind_step = compiler(training, steps), max(1, round(training.rewind * steps))
-    fit = {"batch_size": training.batch, "epochs": epochs, "verbose": 0, "validation_data": test,
-           "validation_batch_size": 500, "validation_freq": [epochs]}
+    model = same.build()
+    rows = ts.report(model).rows
+    batches = training.Batches(*train, same.batch, seed)
+    steps = epochs * len(batches)
+    compile, rewind_step = compiler(same, steps), max(1, round(same.rewind * steps))
+    fit = {"batch_size": same.batch, "epochs": epochs, "verbose": 0, "validation_data": test,
+           "validation_batch_size": 500, "validation_freq": [epochs], "callbacks": [Count()]}
     cases = []
 
     def add(*args):
-        cases.append(case(*args))
-        print(f"{cases[-1]['method']}, {cases[-1]['setting']}: {100 * cases[-1]['left']:.2f} % left,"
-              f" error {100 * cases[-1]['error']:.2f} %", flush=True)
+        cases.append(case(*args, rows))
+        new = cases[-1]
+        print(f"{new['method']}, {new['setting']}: {100 * new['left']:.2f} % left, error "
+              f"{100 * new['error']:.2f} %", flush=True)
 
-    count = Count()
-    pruning = ts.MagnitudePruning(ts.ConstantSparsity(training.share, 0), distribution="global")
+    pruning = ts.MagnitudePruning(ts.ConstantSparsity(same.share, 0), distribution="global")
     search = ts.TicketSearch(pruning, rounds=pruning_rounds, rewind_step=rewind_step, seed=seed)
-    ticket = search.fit(model, compile, *train, **fit, callbacks=[count])
-    for number, (history, kernels) in enumerate(zip(ticket.histories, count.kernels)):
+    ticket = search.fit(model, compile, *train, **fit, directory=folder / "pruning")
+    for number in range(pruning_rounds + 1):
         name, setting = (IMP, f"round {number}") if number else ("dense", "")
-        add(name, setting, history, kernels, sum(count.seconds[:number + 1]), number + 1)
+        add(name, setting, ticket.histories[:number + 1])
 
     for start in s0:
-        count = Count()
         search = ts.TicketSearch(ts.ContinuousSparsification(s0=start), rounds=rounds, seed=seed)
-        found = search.fit(model, compile, *train, **fit, callbacks=[count],
-                           rewind_point=ticket.rewind_point)
-        add(CS, f"s0 = {start:g}", found.histories[-1], count.kernels[-1], sum(count.seconds),
-            rounds + 1)
+        found = search.fit(model, compile, *train, **fit, rewind_point=ticket.rewind_point,
+                           directory=folder / f"s0={start:g}")
+        add(CS, f"s0 = {start:g}", found.histories)
 
     for sparsity in sparsities:
-        begin, end = (round(share * steps) for share in training.pruning)
+        begin, end = (round(share * steps) for share in same.pruning)
         schedule = ts.PolynomialDecay(0.0, sparsity, begin, end)
         sparse = ts.sparsify(model, ts.MagnitudePruning(schedule, distribution="global"))
         compile(sparse)
         keras.utils.set_random_seed(seed)
-        count = Count()
-        history = sparse.fit(*train, **fit,
-                             callbacks=[ts.callbacks.SparsityUpdate(), count]).history
-        add(GMP, f"{sparsity:g}", history, count.kernels[-1], sum(count.seconds), 1)
+        done = training.fit(sparse, batches, test, epochs=epochs, callbacks=[Count()],
+                            folder=folder / f"{sparsity:g}").epochs
+        seconds = sum(entry["seconds"] for entry in done)
+        add(GMP, f"{sparsity:g}", [{name: [value] for name, value in
+                                    {**done[-1], "seconds of all": seconds}.items()}])
     return cases
 
 
-def settings(training, epochs, s0, rounds, pruning_rounds, sparsities):
-    return {"model": training.build().name, "batch": training.batch, "epochs": epochs,
-            "optimizer": "SGD, Nesterov", "rate": training.rate, "momentum": training.momentum,
-            "weight_decay": training.decay, "falls": list(training.falls),
-            "rewind": training.rewind, "s0": list(s0), "rounds": rounds, "share": training.share,
+def settings(same, epochs, s0, rounds, pruning_rounds, sparsities):
+    return {"model": same.build().name, "batch": same.batch, "epochs": epochs,
+            "optimizer": "SGD, Nesterov", "rate": same.rate, "momentum": same.momentum,
+            "weight_decay": same.decay, "falls": list(same.falls),
+            "rewind": same.rewind, "s0": list(s0), "rounds": rounds, "share": same.share,
             "pruning_rounds": pruning_rounds, "sparsities": list(sparsities),
-            "pruning": list(training.pruning)}
+            "pruning": list(same.pruning)}
 
 
 def points(runs):
@@ -197,12 +204,19 @@ def points_of(result):
                f"{100 * (1 - entry['error']):.2f} %, {entry['trainings']} trainings")
 
 
-def program(recipe, doc, training, full, smoke, data, differences, argv=None):
+def _seconds(cases):
+    """Of all trainings: a round of iterative pruning is part of all later ones."""
+    of_pruning = [case["seconds"] for case in cases if case["method"] in ("dense", IMP)]
+    others = [case["seconds"] for case in cases if case["method"] not in ("dense", IMP)]
+    return round(max(of_pruning) + sum(others), 1)
+
+
+def program(recipe, doc, same, full, smoke, data, differences, argv=None):
     """The command line of a recipe.
 
     Args:
       recipe: its name; doc: what it says of itself.
-      training: a `Training`.
+      same: a `Training`.
       full, smoke: `(epochs, keyword arguments of run)`.
       data: args -> (train, test, name of the data).
       differences: result -> sentences.
@@ -212,12 +226,12 @@ def program(recipe, doc, training, full, smoke, data, differences, argv=None):
     train, test, name = data(args)
     epochs, chosen = smoke if args.smoke else full
     epochs = args.epochs or epochs
-    result = results.common(recipe, argv, name, args.seed, settings(training, epochs, **chosen))
-    started = time.monotonic()
-    result["cases"] = run(training, train, test, epochs, args.seed, **chosen)
-    result["seconds"] = round(time.monotonic() - started, 1)
-    results.finish(result, args, f"{recipe}_{epochs}epochs", differences)
+    result = results.common(recipe, argv, name, args.seed, settings(same, epochs, **chosen))
+    with results.unfinished(result, args) as folder:
+        result["cases"] = run(same, train, test, epochs, args.seed, folder, **chosen)
+        result["seconds"] = _seconds(result["cases"])
+        results.finish(result, args, f"{recipe}_{epochs}epochs", differences)
     if args.out is not None or not args.smoke:
         folder = Path(args.out or results.FOLDER)
-        plot(results.read(recipe, folder), folder / f"{recipe}.png", training.name)
+        plot(results.read(recipe, folder), folder / f"{recipe}.png", same.name)
     return 0

@@ -24,9 +24,11 @@ RECIPE = "tickets_cifar_narrow_short"
 # As the authors of continuous sparsification (lolemacs/continuous-sparsification: main.py) but for
 # the width, the length, the augmentation, and a longer share before the rewind point, which 2 of 85
 # epochs would put into the first tenth of an epoch.
+DECAY = 1e-4
 TRAINING = tickets.Training(
-    "Narrow ResNet-20, 4 epochs,", partial(resnet_cifar.resnet, 20, 8), batch=128, rate=0.1,
-    momentum=0.9, decay=1e-4, falls=(56 / 85, 71 / 85), rewind=0.1, share=0.36, pruning=(0.1, 0.7))
+    "Narrow ResNet-20, 4 epochs,", partial(resnet_cifar.resnet, 20, 8, decay=DECAY), batch=128,
+    rate=0.1, momentum=0.9, decay=DECAY, falls=(56 / 85, 71 / 85), rewind=0.1, share=0.36,
+    pruning=(0.1, 0.7))
 FULL = 4, {
     "s0": (-0.02, 0.0, 0.02), "rounds": 2,
     "pruning_rounds": 6,  # 0.64^6: 6.9 % are left; a round takes two of the lottery ticket's

@@ -75,10 +75,10 @@ class Backup(keras.callbacks.Callback):
 
     Args:
       folder: where backups are kept, until `finish` is called.
-      note: a function that is given the metrics of all epochs after each backup.
+      note: a function that is given the metrics of all epochs after each backup, or None.
     """
 
-    def __init__(self, folder, note):
+    def __init__(self, folder, note=None):
         super().__init__()
         self.folder, self.pointer, self.note = folder, folder / "complete.json", note
         self.epochs = []  # the metrics of the epochs so far
@@ -112,7 +112,8 @@ class Backup(keras.callbacks.Callback):
         for old in self.folder.glob("epoch*"):
             if old.name != name:
                 shutil.rmtree(old)
-        self.note(self.epochs)
+        if self.note is not None:
+            self.note(self.epochs)
 
     def finish(self):
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -170,7 +171,7 @@ def duration(seconds):
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def fit(model, batches, validation, *, epochs, folder, note, callbacks=()):
+def fit(model, batches, validation, *, epochs, folder, note=None, callbacks=()):
     """Trains a compiled model, or goes on where the backup in `folder` stands.
 
     Args:
@@ -179,7 +180,7 @@ def fit(model, batches, validation, *, epochs, folder, note, callbacks=()):
       validation: (images, classes) or a dataset, looked at after each epoch, for the record.
       epochs: of the whole training.
       folder: for the backups.
-      note: a function that is given the metrics of all epochs after each backup.
+      note: as in `Backup`.
       callbacks: further ones; they see `sparsity` in their logs.
 
     Returns:

@@ -7,7 +7,6 @@ Nothing is chosen by the test images.
 
 import statistics
 import sys
-import time
 
 import keras
 
@@ -62,18 +61,15 @@ def method(num_samples, steps, warm_up, train_clip, threshold=THRESHOLD):
                                  initial_log_sigma2=LOG_SIGMA2, train_clip=train_clip)
 
 
-def run(model_name, train, test, epochs, seed, warm_up, train_clip):
+def run(model_name, train, test, epochs, seed, warm_up, train_clip, folder):
     """Trains once; returns what is specific to this recipe in a result."""
     keras.utils.set_random_seed(seed)
     steps = epochs * -(-len(train[0]) // BATCH)
     model = ts.sparsify(lenet.MODELS[model_name](),
                         method(len(train[0]), steps, warm_up, train_clip))
-    started = time.monotonic()
-    history = lenet.train(
-        model, train, test, epochs=epochs, batch=BATCH, optimizer=keras.optimizers.Adam(RATE),
-        rate=rate(model_name, epochs),
-        callbacks=[ts.callbacks.SparsityUpdate(), ts.callbacks.SparsityLogger()])
-    seconds = time.monotonic() - started
+    history, seconds = lenet.train(
+        model, train, test, epochs=epochs, batch=BATCH, seed=seed, folder=folder,
+        optimizer=keras.optimizers.Adam(RATE), rate=rate(model_name, epochs))
     evaluated = []
     for threshold in THRESHOLDS[model_name]:
         other = ts.sparsify(lenet.MODELS[model_name](),
@@ -87,8 +83,7 @@ def run(model_name, train, test, epochs, seed, warm_up, train_clip):
             "compression": results.compression(report),
             "kernels": results.kernels(report),
         })
-    return {"model": model_name, "thresholds": evaluated, "seconds": round(seconds, 1),
-            "history": history}
+    return {"model": model_name, "thresholds": evaluated, "seconds": seconds, "history": history}
 
 
 def settings(epochs, warm_up, train_clip):
@@ -193,11 +188,12 @@ def main(argv=None):
     train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
     result = results.common(RECIPE, argv, name, args.seed, settings(epochs, args.warm_up, clip))
-    result |= run(args.model, train, test, epochs, args.seed, args.warm_up, clip)
     other = "" if tuple(args.warm_up) == WARM_UP else "_warmup{:g}-{:g}".format(*args.warm_up)
     clipped = "_clipped" if clip else ""
-    results.finish(result, args, f"{RECIPE}_{args.model}{clipped}{other}_{epochs}epochs",
-                   differences)
+    with results.unfinished(result, args) as folder:
+        result |= run(args.model, train, test, epochs, args.seed, args.warm_up, clip, folder)
+        results.finish(result, args, f"{RECIPE}_{args.model}{clipped}{other}_{epochs}epochs",
+                       differences)
     return 0
 
 

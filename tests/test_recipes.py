@@ -1,16 +1,19 @@
 """The recipes that reproduce published tables: smoke runs, result files, tables in the README."""
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
 import tf_sparsity as ts
 from recipes import (arrays, l0_mnist, lenet, machine, matched_mnist, mobilenet_cifar, readme,
-                     results, tickets_cifar_narrow_short, tickets_mnist, variational_dropout_mnist)
+                     resnet_cifar, results, tickets_cifar_narrow_short, tickets_mnist,
+                     variational_dropout_mnist)
 
 RECIPES = {module.RECIPE: module
            for module in (variational_dropout_mnist, l0_mnist, matched_mnist, tickets_mnist,
@@ -166,6 +169,62 @@ def test_weights_left_between_units():
     left = {"conv1": first(2, 20), "conv2": first(3, 50), "dense1": first(59, 800),
             "classes": first(7, 500)}
     assert l0_mnist.weights_left("lenet5", left) == 25 * 2 + 25 * 2 * 3 + (3 + 3) * 7 + 7 * 10
+
+
+def test_published_networks_have_the_published_numbers_of_weights():
+    assert l0_mnist.weights_between("lenet300", [784, 300, 100]) == l0_mnist.SIZES["lenet300"]
+    assert l0_mnist.weights_between("lenet5", [20, 50, 800, 500]) == l0_mnist.SIZES["lenet5"]
+    # 266 x 88 + 88 x 33 + 33 x 10 = 26,642
+    assert l0_mnist.weights_between("lenet300", [266, 88, 33]) == 26_642
+
+
+def test_weight_decay_is_half_the_squares_of_the_kernels_in_the_loss():
+    model = resnet_cifar.resnet(8, 2, decay=0.5)
+    kernels = [w.numpy() for w in model.trainable_weights if w.name == "kernel"]
+    assert float(sum(model.losses)) == pytest.approx(
+        0.25 * sum((kernel ** 2).sum() for kernel in kernels), rel=1e-5)  # float32 sums
+    assert len(model.losses) == len(kernels) and resnet_cifar.resnet(8, 2).losses == []
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("recipe, words", [
+    ("variational_dropout_mnist", ()), ("l0_mnist", ()), ("tickets_mnist", ())])
+def test_an_interrupted_program_goes_on_bit_for_bit(recipe, words, tmp_path, monkeypatch):
+    """Left where the test images are looked at for the second time, in the second epoch or round:
+    what is complete is not trained again."""
+    kept = tmp_path / "kept"
+
+    @contextlib.contextmanager
+    def in_one_place(result, args):
+        yield kept
+
+    def outcome(folder):
+        result = smoke(recipe, folder, *words)
+        return {key: value for key, value in result.items() if key not in ("command", "seconds")}
+
+    straight = outcome(tmp_path / "straight")
+    monkeypatch.setattr(results, "unfinished", in_one_place)
+    evaluate, calls = keras.Model.evaluate, []
+
+    def killed(model, *args, **kwargs):
+        calls.append(model)
+        if len(calls) == 2:
+            raise Killed
+        return evaluate(model, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "evaluate", killed)
+    with pytest.raises(Killed):
+        outcome(tmp_path / "killed")
+    left = len(calls)
+    again = outcome(tmp_path / "again")
+    monkeypatch.undo()
+    assert left == 2 and calls[2:]  # went on, and was not complete
+    for case in (*straight.get("cases", ()), *again.get("cases", ())):
+        case["seconds"] = 0
+    assert again == straight
 
 
 def test_learning_rates_are_those_of_the_authors():
