@@ -1,12 +1,11 @@
 """The experiments of the recipes: list, run, sweep, table, plot and report."""
 
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the first import of TensorFlow
+from tflite_export.quiet import quiet
 
-from recipes import (configuration, page, plots, readme, registry, runner, sweep,  # noqa: E402
-                     tables)
+with quiet():  # TensorFlow's first import
+    from recipes import configuration, page, plots, readme, registry, runner, sweep, tables
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one
@@ -44,6 +43,8 @@ def main(argv=None):
 
 def list_recipes(words):
     if words:
+        if len(words) > 1:
+            raise ValueError(f"list takes the name of one recipe. Received: {' '.join(words)}")
         name, = words
         module = registry.load(name)
         print(f"{name}: {registry.first_line(module)}\n")
@@ -73,6 +74,7 @@ def shows(command):
     """The command that hands the name of a recipe and the words after it to one of `SHOWN`."""
     def show(words):
         name, words = _name(words, command)
+        registry.load(name)  # or what there is
         SHOWN[command](name, words)
 
     return show

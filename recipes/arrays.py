@@ -24,11 +24,13 @@ def load(name, data_dir=None, shape=None):
 
     Args:
       name: "mnist", "cifar10", or "digits", which stands in for either.
-      data_dir: a folder with NAME.npz, or one of tensorflow-datasets; None: its own default.
+      data_dir: a folder with NAME.npz, that file itself, or a folder of tensorflow-datasets, which
+        downloads what it has not; None: its own default.
       shape: (height, width, channels) that digits are brought to; others have their own.
 
     Raises:
-      ValueError: if the data is not there, with the commands that get it.
+      ValueError: if the data is not there, with the commands that get it; if `data_dir` does not
+        exist.
     """
     arrays = _read(name, data_dir)
     if name == "digits":
@@ -65,7 +67,11 @@ def mnist_shaped_digits():
 
 
 def _read(name, data_dir):
-    path = Path(data_dir or ".") / f"{name}.npz"
+    path = Path(data_dir or ".")
+    if data_dir is not None and not path.exists():
+        raise ValueError(f"There is no {data_dir}. data_dir is a folder with {name}.npz or of "
+                         "tensorflow-datasets; to download into a new one, make it first.")
+    path = path if path.is_file() else path / f"{name}.npz"
     if data_dir is not None and path.exists():
         with np.load(path) as file:
             missing = [key for key in KEYS if key not in file]

@@ -94,7 +94,7 @@ def _value(field, text):
     limits, name = field.metadata, field.name
     if field.type is str:
         if limits["choices"] and text not in limits["choices"]:
-            raise ValueError(f"{name}={text}: {name} is one of {', '.join(limits['choices'])}. "
+            raise ValueError(f"{name}={text}: there is no such {name}. "
                              f"{nearest(text, limits['choices'])}")
         return text
     try:

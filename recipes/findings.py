@@ -120,8 +120,8 @@ def second_lives(ours):
             for what, values in state_of_sparsity.second_lives(s).items()})
         for s in MASK_SPARSITIES)]]
     for network, one in ours.items():
-        late = {frozenset(words) for technique, _, words in one.losses if technique == "lottery"
-                if words}
+        late = {words for technique, _, words in one.losses if technique == "lottery"
+                and words and all(word.startswith("rewind_step=") for word in words)}
         cells = []
         for s in MASK_SPARSITIES:
             losses = {t: one.loss(t, s) for t in ("magnitude", *SECOND_LIVES)}

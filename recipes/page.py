@@ -32,9 +32,10 @@ def html(name, runs_dir):
     table = _table(*tables.rows(name, runs_dir))
     sections = [("Results", [*table, "<p>\u00b1 is the standard deviation over seeds.</p>"]),
                 *_pictures(name, runs_dir),
-                ("How it differs from the paper", _list(module.DIFFERENCES)),
+                ("How it differs from the paper", _list(
+                    said.sentence for said in module.DIFFERENCES)),
                 ("Runs", _runs(found)),
-                ("Settings", _table(["setting", "meaning"], settings.describe(
+                ("Settings and their defaults", _table(["setting", "meaning"], settings.describe(
                     module.Configuration)))]
     body = [line for title, lines in sections for line in (f"<h2>{escape(title)}</h2>", *lines)]
     return "\n".join([
@@ -64,8 +65,8 @@ def _runs(found):
         f"{package} {number}" for package, number in record["versions"].items() if number)])
         for record in found}
     rows = [[f"<code>{escape(record['command'])}</code>", record["digest"],
-             f"{record['seconds']:.0f}"] for record in found]
-    head = "<tr><th>command</th><th>hash</th><th>seconds</th></tr>"
+             f"{record['seconds']:.0f}"] for record in sorted(found, key=lambda r: r["command"])]
+    head = ("<tr><th>command</th><th>hash</th><th>seconds of all, with what it needed</th></tr>")
     return [*_list(sorted(where)), "<table>", head,
             *("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows),
             "</table>"]

@@ -3,6 +3,8 @@
 import statistics
 from pathlib import Path
 
+import numpy as np
+
 from recipes import configuration as settings
 from recipes import registry, runner, state_of_sparsity, tables
 from recipes.files import replacing
@@ -11,6 +13,7 @@ LINES = ("-", "--", ":", "-.")  # of several curves of a technique
 OPTIONS = {"runs_dir": runner.RUNS, "out": None}
 DPI = 110
 COLUMNS = 4  # of panels
+TICKS = (50, 70, 80, 90, 95, 98, 99)  # per cent
 
 
 def curves(name, runs_dir):
@@ -51,32 +54,31 @@ def published(network):
 
 def loss(name, runs_dir):
     """A figure with a panel for each of our networks and for the two of the paper, by per cent of
-    the dense quality."""
+    the dense quality, over the logarithm of the weights that are left."""
     ours = curves(name, runs_dir)
-    panels = _figure(5 * (len(ours) + len(state_of_sparsity.FILES)), 5).subplots(
-        1, len(ours) + len(state_of_sparsity.FILES), sharey=True)
-    colour = _colours(name)
+    panels = _figure(5 * (len(ours) + len(state_of_sparsity.FILES)), 6).subplots(
+        1, len(ours) + len(state_of_sparsity.FILES), sharex=True, sharey=True)
+    look = _looks(name, [label for of_network in ours.values() for label in of_network])
     for panel, (network, of_network) in zip(panels, ours.items()):
-        drawn = []
         for label, points in of_network.items():
-            technique = label.split()[0]
-            style = LINES[drawn.count(technique) % len(LINES)]
-            drawn.append(technique)
             sparsities, losses, spreads = zip(*points)
             panel.errorbar([100 * s for s in sparsities], [100 * v for v in losses],
-                           [100 * v for v in spreads], marker="o", capsize=2, label=label,
-                           color=colour[technique], linestyle=style)
+                           [100 * v for v in spreads], capsize=2, label=label, **look(label))
         panel.set(title=" ".join(filter(None, [f"ours: {name}", network])))
     for panel, network in zip(panels[len(ours):], state_of_sparsity.FILES):
         for technique, points in published(network).items():
-            panel.plot(*([100 * v for v in values] for values in zip(*points)), marker="o",
-                       label=technique, color=colour[technique])
+            panel.plot(*([100 * v for v in values] for values in zip(*points)), label=technique,
+                       **look(technique))
         panel.set(title=f"published: {network}")
     for panel in panels:
         panel.set(xlabel="sparsity, %", yscale="symlog")
+        panel.set_xscale("function", functions=(lambda s: -np.log(np.maximum(100 - s, 1e-3)),
+                                                lambda x: 100 - np.exp(-x)))
+        panel.set_xticks(TICKS, labels=[f"{tick:g}" for tick in TICKS])
+        panel.set_xticks([], minor=True)
         panel.axhline(0, color="grey", linewidth=1)
-        panel.legend(fontsize=7)
     panels[0].set(ylabel="loss relative to dense, %")
+    _legend(panels[0].figure, panels)
     return panels[0].figure
 
 
@@ -96,21 +98,21 @@ def layers(name, runs_dir):
     if not panels:
         raise ValueError(f"{runs_dir} has no complete sparse run of {name}. Make them: "
                          f"python -m recipes sweep {name} runs_dir={runs_dir}")
-    columns, colour = min(len(panels), COLUMNS), _colours(name)
+    columns = min(len(panels), COLUMNS)
+    look = _looks(name, [tables.label(key, name) for some in panels.values() for key, _ in some])
     rows = -(-len(panels) // columns)
-    figure = _figure(5 * columns, 5 * rows)
+    figure = _figure(4 * columns, 4 * rows + 1)
     for number, place in enumerate(sorted(panels), 1):
-        axes, drawn = figure.add_subplot(rows, columns, number), []
+        axes = figure.add_subplot(rows, columns, number)
         for key, found in sorted(panels[place], key=lambda pair: tables.label(pair[0], name)):
             means = [100 * statistics.fmean(of_layer) for of_layer in zip(
                 *([kernel["sparsity"] for kernel in kernels] for kernels in found))]
-            axes.plot(range(len(means)), means, marker="o", label=tables.label(key, name),
-                      color=colour[key[0]], linestyle=LINES[drawn.count(key[0]) % len(LINES)])
-            drawn.append(key[0])
+            label = tables.label(key, name)
+            axes.plot(range(len(means)), means, label=label, **look(label))
         names = [kernel["name"].removesuffix("/kernel") for kernel in found[0]]
         axes.set_xticks(range(len(names)), labels=names, rotation=90, fontsize=7)
         axes.set(title=f"{place[0]} asked: {place[1]:g}".strip(), ylabel="zeros, %", ylim=(-3, 103))
-        axes.legend(fontsize=6)
+    _legend(figure, figure.axes)
     return figure
 
 
@@ -122,9 +124,32 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _colours(name):
+def _looks(name, labels):
+    """The function label -> how its curve is drawn: a colour for each technique, and a line for
+    each of its settings, the same in every panel."""
     order = registry.load(name).Configuration.__dataclass_fields__["technique"].metadata["choices"]
-    return {technique: f"C{i}" for i, technique in enumerate(order)}
+    lines = {}
+    for label in sorted(set(labels)):
+        of_technique = lines.setdefault(label.split()[0], {})
+        of_technique[label] = LINES[len(of_technique) % len(LINES)]
+
+    def look(label):
+        technique = label.split()[0]
+        return {"color": f"C{order.index(technique)}", "marker": "o", "markersize": 3,
+                "linestyle": lines.get(technique, {}).get(label, LINES[0])}
+
+    return look
+
+
+def _legend(figure, panels):
+    """One legend below all panels; where all runs were made in one place, it goes without it."""
+    found = [pair for panel in panels for pair in zip(*panel.get_legend_handles_labels())]
+    places = {label.rpartition(" (")[2] for _, label in found if label.endswith(")")}
+    entries = {}
+    for handle, label in found:
+        entries.setdefault(label.rpartition(" (")[0] or label if len(places) == 1 else label, handle)
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4, fontsize=8,
+                  handlelength=4)
 
 
 def show(name, words):

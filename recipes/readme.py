@@ -21,9 +21,15 @@ def keep(name, runs_dir, folder=results.FOLDER):
     """Copies the complete records of a recipe, draws what they have come to; returns how many.
 
     Raises:
-      ValueError: if there is no complete run, or none that can be plotted.
+      ValueError: if there is no complete run, none that can be plotted, or one on digits, whose
+        numbers say nothing.
     """
     found = tables.records(name, runs_dir)
+    digits = [r["digest"] for r in found if r["configuration"].get("data") == "digits"]
+    if digits:
+        raise ValueError(f"{len(digits)} runs of {name} in {runs_dir} are on digits, {digits[0]} "
+                         "for one: their numbers say nothing about the real data. Give a runs_dir "
+                         "without them.")
     for record in found:
         write_json(folder / name / record["digest"] / "record.json", record)
     for file, draw in PLOTS.items():

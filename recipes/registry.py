@@ -4,8 +4,8 @@
 - `Configuration`, a frozen dataclass of `configuration.setting`s, `technique`, `seed` and `epochs`
   among them;
 - `run(configuration, run)`, which trains and returns the final report, a dict for JSON;
-- `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, sentences that say how
-  the schedule differs from the paper's;
+- `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, what says how runs
+  differ from the paper's;
 - `MEASURE`, what its runs are compared by, where that is not `ACCURACY`;
 - `NETWORK`, the setting that says which network is trained, where there are several: each has its
   own panel in plots.
@@ -21,6 +21,21 @@ RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar", "sos_resnet50_imagenet",
 # Programs of their own, python -m recipes.NAME --help
 PROGRAMS = ("digits_demo", "variational_dropout_mnist", "l0_mnist", "matched_mnist",
             "tickets_mnist", "tickets_cifar_narrow_short", "mobilenet_cifar")
+
+
+class Difference:
+    """A sentence about runs, of those whose settings are among the given ones, or of all.
+
+    Args:
+      sentence: what is different.
+      among: {setting: its values}.
+    """
+
+    def __init__(self, sentence, **among):
+        self.sentence, self.among = sentence, among
+
+    def holds(self, configuration):
+        return all(getattr(configuration, name) in values for name, values in self.among.items())
 
 
 @dataclasses.dataclass(frozen=True)

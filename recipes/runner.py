@@ -59,7 +59,8 @@ def run(name, configuration, options=None, callbacks=()):
     this = Run(name, configuration, OPTIONS | (options or {}), callbacks)
     with this.alone():
         if this.complete:
-            print(f"{this.title}: complete, {this.folder}{this.made_with}", flush=True)
+            print(f"{this.title}: complete on {machine.place(this.result()['where'])}, "
+                  f"{this.folder}{this.made_with}", flush=True)
         else:
             this.execute()
         return read_json(this.path)
@@ -134,8 +135,8 @@ class Run:
     def _begin(self, module):
         """The record as it is before training; a resumed run keeps what it has."""
         now = {"versions": machine.versions(), "where": machine.where()}
-        if self.path.exists():
-            self.record = read_json(self.path)
+        self.record = read_json(self.path) if self.path.exists() else None
+        if self.record is not None and self.record["epochs"]:
             self._check_same(now)
             self.record["sessions"] += 1
             self.record.setdefault("commits", []).append(machine.commit())
@@ -144,7 +145,8 @@ class Run:
                 "recipe": self.recipe, "digest": self.digest, "status": "running",
                 "configuration": settings.values(self.configuration),
                 "seed": self.configuration.seed, "command": self.command(),
-                "differences": list(module.DIFFERENCES), **now, "commits": [machine.commit()],
+                "differences": [said.sentence for said in module.DIFFERENCES
+                                if said.holds(self.configuration)], **now, "commits": [machine.commit()],
                 "tensorboard": eventlog.status(self.options), "sessions": 1, "seconds": 0.0,
                 "peak_memory": {"process": 0, "device": None}, "epochs": [], "report": None}
         write_json(self.path, self.record)

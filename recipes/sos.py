@@ -37,6 +37,7 @@ TECHNIQUES = ("dense", *SPARSE)
 RANKED_AT = 0.9  # the sparsity whose run holds the training that all others are ranked from
 SCRATCH_SEED = 1000  # added to the seed for the weights that scratch runs begin with
 BUDGET = 2  # of scratch_b: the time multiplier in rn50_scratch_lr_scaled.csv
+FEW = 5  # updates of a schedule, up to which a run says so
 LAST_SPARSITY = 0.8  # of the last layer under "extended", as in the paper's code
 
 
@@ -53,7 +54,8 @@ class Settings:
                                   choices=("plain", "augmented"), only=SCRATCH)
     rewind_step: int = setting(0, "optimizer step whose weights the ticket starts at", least=0,
                                only=("lottery",))
-    reach: str = setting("rank", "how the sparsity is met; penalty: it is what that leads to",
+    reach: str = setting("rank", "how the sparsity is met; penalty: it is what that leads to; "
+                         "controller: with hard gates for l0",
                          choices=("rank", "controller", "penalty"), only=LEARNED)
     seed: int = setting(0, "of initial weights, order of the data and noise", least=0)
     holdout: int = setting(0, "training images kept out, to choose settings by", least=0)
@@ -67,9 +69,9 @@ class Settings:
     frequency: int = setting(100, "steps between two updates", least=1, only=SPARSE)
     warm_up: float = setting(0.2, "share of the run in which the penalty rises", least=0, most=1,
                              only=("variational_dropout", "l0"))
-    scale: float = setting(1.0, "of the penalty, times 1 / training images", least=0,
+    scale: float = setting(1.0, "of the penalty, times 1 / training examples", least=0,
                            only=("variational_dropout", "l0"))
-    initial_keep: float = setting(0.9, "probability that a gate is open at first", above=0, below=1,
+    initial_keep: float = setting(0.9, "sigmoid of log alpha at first, near the mean of a gate", above=0, below=1,
                                   only=("l0",))
     annealing: float = setting(0.9, "share of the run in which the mask becomes a step", least=0,
                                most=1, only=("continuous_sparsification",))
@@ -220,7 +222,9 @@ def method(c, steps, model, task):
                                            scale=c.gate_penalty, **asked)
     asked |= {"scale": c.scale, "ramp": c.rise(steps)}
     if c.technique == "l0":
-        return ts.L0Regularization(task.batches.examples, initial_keep=c.initial_keep, **asked)
+        # Sampled gates end near 0 under the controller, and the network near chance
+        return ts.L0Regularization(task.batches.examples, initial_keep=c.initial_keep,
+                                   hard_mask=c.reach == "controller", **asked)
     return ts.VariationalDropout(task.batches.examples, **c.noise(), **asked)
 
 
@@ -237,9 +241,12 @@ def _pruning(c, steps, model, task):
         sparsity, distribution = extended(sizes, c.sparsity, task.first, task.last,
                                           task.others.get(c.sparsity))
     begin = round(c.pruning_begin * steps)
-    schedule = ts.PolynomialDecay(0.0, sparsity, begin,
-                                  max(begin + 1, round(c.pruning_end * steps)),
-                                  frequency=c.frequency)
+    end = max(begin + 1, round(c.pruning_end * steps))
+    updates = 1 + -(-(end - begin) // c.frequency)
+    if updates <= FEW:
+        print(f"frequency={c.frequency}: {updates} updates prune all, in steps {begin} to {end}; "
+              "give a smaller one", flush=True)
+    schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=c.frequency)
     if c.technique == "random":
         return ts.RandomPruning(schedule, distribution=distribution, seed=c.seed)
     return ts.MagnitudePruning(schedule, distribution=distribution, revive=True)
@@ -292,15 +299,20 @@ def _under_a_mask(c, run, task, model, steps):
         keras.utils.set_random_seed(c.seed + SCRATCH_SEED)
         model = task.network()
         if c.initialization == "augmented":
-            augment_initial_weights(model, c.sparsity, c.seed + SCRATCH_SEED)
+            augment_initial_weights(model, _kept(magnitude), c.seed + SCRATCH_SEED)
     elif c.rewind_step:
         model = _after(c, task, model, steps)
     sparse = ts.sparsify(model, ts.FixedMask())
-    with np.load(magnitude.folder / "masks.npz") as kept:
-        for layer in sparse.layers:
-            for name, state in getattr(layer, "state", {}).items():
-                state["mask"].assign(kept[f"{layer.name}/{name}"].astype("float32"))
+    for path, keep in _kept(magnitude).items():
+        layer, name = path.split("/", 1)
+        sparse.get_layer(layer).state[name]["mask"].assign(keep.astype("float32"))
     return sparse
+
+
+def _kept(run):
+    """The masks of a run, as `masks` gives them."""
+    with np.load(run.folder / "masks.npz") as kept:
+        return dict(kept)
 
 
 def _after(c, task, model, steps):
@@ -317,25 +329,34 @@ def _after(c, task, model, steps):
                                epochs=c.epochs, verbose=0, callbacks=[Order(task.batches)])
 
 
-def augment_initial_weights(model, sparsity, seed):
+def augment_initial_weights(model, kept, seed):
     """The paper's "sparse" initial weights: variances of the fans that a mask leaves.
 
     Dense kernels: U(-L, L), L = sqrt(6 / ((1 - s) (fan in + fan out))). Convolutions: N(0, 2 / n),
-    n = places x filters (1 - s). Embeddings: N(0, 1 / (features (1 - s))).
+    n = places x filters (1 - s). Embeddings: N(0, 1 / (features (1 - s))). 1 - s is the share that
+    the kernel's mask keeps; the paper's masks keep the same share of every kernel.
+
+    Args:
+      model: dense; its layers are named as in `kept`.
+      kept: {kernel path: boolean array}, as `masks` gives it.
+      seed: integer >= 0.
     """
     for index, layer in enumerate(model.layers):
-        shape = tuple(layer.kernel.shape) if hasattr(layer, "kernel") else ()
         generator = np.random.default_rng([seed, index])
-        if len(shape) == 2:
-            limit = math.sqrt(6 / ((1 - sparsity) * sum(shape)))
-            layer.kernel.assign(generator.uniform(-limit, limit, shape))
-        elif len(shape) == 4:
-            fan_out = shape[0] * shape[1] * shape[3] * (1 - sparsity)
-            layer.kernel.assign(generator.normal(0, math.sqrt(2 / fan_out), shape))
-        elif isinstance(layer, keras.layers.Embedding):
-            shape = tuple(layer.embeddings.shape)
-            deviation = 1 / math.sqrt(shape[1] * (1 - sparsity))
-            layer.embeddings.assign(generator.normal(0, deviation, shape))
+        for name in ("kernel", "embeddings"):
+            if f"{layer.name}/{name}" not in kept:
+                continue
+            variable, share = getattr(layer, name), float(kept[f"{layer.name}/{name}"].mean())
+            shape = tuple(variable.shape)
+            if name == "embeddings":
+                values = generator.normal(0, 1 / math.sqrt(shape[1] * share), shape)
+            elif len(shape) == 2:
+                limit = math.sqrt(6 / (share * sum(shape)))
+                values = generator.uniform(-limit, limit, shape)
+            else:
+                fan_out = shape[0] * shape[1] * shape[3] * share
+                values = generator.normal(0, math.sqrt(2 / fan_out), shape)
+            variable.assign(values)
 
 
 # ---- learned methods, by rank

@@ -11,6 +11,7 @@ import keras
 
 from recipes import arrays, lenet, sos
 from recipes.configuration import defaults, setting
+from recipes.registry import Difference
 
 
 # Chosen in recipes/matched_mnist.py, before these runs; no paper compares the techniques on these
@@ -35,11 +36,14 @@ MASK_SPARSITIES = (0.8, 0.9, 0.95)
 FIRST = {"lenet300": None, "lenet5": "^conv1/"}
 
 DIFFERENCES = (
-    "The paper trains ResNet-50 on ImageNet and the Transformer on WMT14; network, data, optimizer "
-    "and schedule are ours.",
-    "The paper meets a sparsity by sweeping the penalty; here learned methods keep the most "
-    "important weights when training is over (reach=rank).",
-    "extended has the epochs of the other runs; the paper's extended runs train 1.5 times as long.",
+    Difference("The paper trains ResNet-50 on ImageNet and the Transformer on WMT14; network, "
+               "data, optimizer and schedule are ours."),
+    Difference("The paper meets a sparsity by sweeping the penalty; here learned methods keep "
+               "the most important weights when training is over (reach=rank).",
+               technique=sos.LEARNED, reach=("rank",)),
+    Difference("extended has the epochs of the other runs; the paper's extended runs train "
+               "1.5 times as long.",
+               distribution=("extended",)),
 )
 
 

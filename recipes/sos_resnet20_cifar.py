@@ -12,6 +12,7 @@ import numpy as np
 
 from recipes import arrays, sos
 from recipes.configuration import defaults, setting
+from recipes.registry import Difference
 from recipes.resnet_cifar import resnet
 
 # He et al. 2016: batch, momentum, decay, falls of the rate at 1/2 and 3/4 of the run, padding by 4.
@@ -41,11 +42,15 @@ GATE_PENALTY = 1e-5
 SPARSITIES = (0.9, 0.8, 0.95)  # in this order: what is run first matters most
 
 DIFFERENCES = (
-    "The paper trains ResNet-50 on ImageNet; network, data, optimizer and schedule are ours.",
-    "He et al. train this network at twice the width for 164 epochs with SGD.",
-    "The paper meets a sparsity by sweeping the penalty; here learned methods keep the most "
-    "important weights when training is over (reach=rank).",
-    "extended has the epochs of the other runs; the paper's extended runs train 1.5 times as long.",
+    Difference("The paper trains ResNet-50 on ImageNet; network, data, optimizer and schedule "
+               "are ours."),
+    Difference("He et al. train this network at twice the width for 164 epochs with SGD."),
+    Difference("The paper meets a sparsity by sweeping the penalty; here learned methods keep "
+               "the most important weights when training is over (reach=rank).",
+               technique=sos.LEARNED, reach=("rank",)),
+    Difference("extended has the epochs of the other runs; the paper's extended runs train "
+               "1.5 times as long.",
+               distribution=("extended",)),
 )
 
 

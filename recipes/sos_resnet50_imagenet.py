@@ -17,6 +17,7 @@ from keras import ops
 
 from recipes import devices, sos
 from recipes.configuration import defaults, setting
+from recipes.registry import Difference
 from recipes.resnet50 import WIDTH, resnet
 
 # google-research/google-research, state_of_sparsity/sparse_rn50, unless said otherwise.
@@ -89,19 +90,27 @@ L0_FAILS = ("L0 has no usable setting on ResNet-50: the paper's best run has an 
             "and no zeros, and none of its runs with zeros is above 0.04.")
 
 DIFFERENCES = (
-    "Keras' SGD keeps the learning rate in the momentum, TensorFlow 1's does not: after the rate "
-    "has fallen, the last ten steps or so still count at the old one.",
-    "Images are shuffled in blocks of 1,024 from 16 files that are read by turns; the paper's code "
-    "has a buffer of 1,024.",
-    "A batch is normalized as a whole, on several devices too. The paper's code normalizes the "
-    "share of each TPU core, of which it does not say how many there were.",
-    "Evaluation takes all 50,000 pictures of the validation split, as the test images.",
-    "Extended runs stretch warm-up and falls of the rate with the run, 1.5 times: assumed.",
-    "Dense runs have label smoothing: assumed. scratch_b stretches the whole schedule, as "
-    "rn50_scratch_lr_scaled.csv.",
-    "The penalty rises in a hundred stairs.",
-    "The step at which the penalty of L0 rises is assumed.",
-    "continuous_sparsification is not in the paper.",
+    Difference("Keras' SGD keeps the learning rate in the momentum, TensorFlow 1's does not: "
+               "after the rate has fallen, the last ten steps or so still count at the old "
+               "one."),
+    Difference("Images are shuffled in blocks of 1,024 from 16 files that are read by turns; "
+               "the paper's code has a buffer of 1,024."),
+    Difference("A batch is normalized as a whole, on several devices too. The paper's code "
+               "normalizes the share of each TPU core, of which it does not say how many "
+               "there were."),
+    Difference("Evaluation takes all 50,000 pictures of the validation split, as the test "
+               "images."),
+    Difference("Extended runs stretch warm-up and falls of the rate with the run, 1.5 times: "
+               "assumed.",
+               distribution=("extended",)),
+    Difference("Dense runs have label smoothing: assumed. scratch_b stretches the whole "
+               "schedule, as rn50_scratch_lr_scaled.csv."),
+    Difference("The penalty rises in a hundred stairs.",
+               technique=("variational_dropout", "l0")),
+    Difference("The step at which the penalty of L0 rises is assumed.",
+               technique=("l0",)),
+    Difference("continuous_sparsification is not in the paper.",
+               technique=("continuous_sparsification",)),
 )
 
 DEFAULTS = defaults(

@@ -7,8 +7,9 @@ The network, its training and its BLEU are those of the paper's Transformer
 
 import dataclasses
 
-from recipes import sos_translation, translation
+from recipes import sos, sos_translation, translation
 from recipes.configuration import defaults
+from recipes.registry import Difference
 
 # Ours: no paper has this network. All techniques share them.
 EPOCHS = 10
@@ -34,12 +35,13 @@ SPARSITIES = (0.8, 0.9)
 FILES = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 
 DIFFERENCES = (
-    "The paper trains transformer_base, 6 + 6 layers of width 512, on WMT14 for 500,000 steps; "
-    "network, data and schedule are ours.",
-    "The paper meets a sparsity by sweeping the penalty; here learned methods keep the most "
-    "important weights when training is over (reach=rank).",
-    "Label smoothing and dropout are the same for all techniques and sparsities; the paper's best "
-    "runs have less of both where there is more sparsity.",
+    Difference("The paper trains transformer_base, 6 + 6 layers of width 512, on WMT14 for "
+               "500,000 steps; network, data and schedule are ours."),
+    Difference("The paper meets a sparsity by sweeping the penalty; here learned methods keep "
+               "the most important weights when training is over (reach=rank).",
+               technique=sos.LEARNED, reach=("rank",)),
+    Difference("Label smoothing and dropout are the same for all techniques and sparsities; "
+               "the paper's best runs have less of both where there is more sparsity."),
 )
 
 MEASURE = sos_translation.BLEU

@@ -12,6 +12,7 @@ import dataclasses
 
 from recipes import sos, sos_translation, translation
 from recipes.configuration import defaults, setting
+from recipes.registry import Difference
 
 STEPS = 500_000  # csv
 STEPS_OF_AN_EPOCH = 1000  # ours: how often a run is saved
@@ -77,19 +78,26 @@ PENALTIES = {
 UNPUBLISHED = {"frequency": 1000, "regularization": SMOOTHED}  # continuous sparsification's
 
 DIFFERENCES = (
-    "Subwords are sentencepiece's byte pairs, learned from the training text; the paper's "
-    "vocabulary is tensor2tensor's, of the same size.",
-    "Pairs of like length make a batch, padded; the paper packs several sentences into one row.",
-    "Assumed: 16,384 words of a step (2,048 for each of 8 cores), lengths of the batches, the "
-    "table of target spaces begins with the deviation of the words.",
-    "Assumed: scratch_b has twice the steps; what is published does not say how many.",
-    "Weights are pruned to the sparsity that was asked for; the paper's updates may miss the end "
-    "of the schedule. Random pruning is random; in the paper's code it prunes by magnitude.",
-    "Variational dropout draws noise for each position; the paper's, in feed-forward blocks and "
-    "attention, one for each sentence and unit.",
-    "The penalty rises in a hundred small steps, the cubic one without the paper's moving average "
-    "over ten steps; it is divided by the number of training pairs used, the paper's by 4.5e6.",
-    "BLEU is sacreBLEU's; tokenized_bleu is the paper's (recipes/bleu.py).",
+    Difference("Subwords are sentencepiece's byte pairs, learned from the training text; the "
+               "paper's vocabulary is tensor2tensor's, of the same size."),
+    Difference("Pairs of like length make a batch, padded; the paper packs several sentences "
+               "into one row."),
+    Difference("Assumed: 16,384 words of a step (2,048 for each of 8 cores), lengths of the "
+               "batches, the table of target spaces begins with the deviation of the words."),
+    Difference("Assumed: scratch_b has twice the steps; what is published does not say how "
+               "many.",
+               technique=("scratch_b",)),
+    Difference("Weights are pruned to the sparsity that was asked for; the paper's updates "
+               "may miss the end of the schedule. Random pruning is random; in the paper's "
+               "code it prunes by magnitude."),
+    Difference("Variational dropout draws noise for each position; the paper's, in "
+               "feed-forward blocks and attention, one for each sentence and unit.",
+               technique=("variational_dropout",)),
+    Difference("The penalty rises in a hundred small steps, the cubic one without the paper's "
+               "moving average over ten steps; it is divided by the number of training pairs "
+               "used, the paper's by 4.5e6.",
+               technique=("variational_dropout", "l0")),
+    Difference("BLEU is sacreBLEU's; tokenized_bleu is the paper's (recipes/bleu.py)."),
 )
 
 MEASURE = sos_translation.BLEU

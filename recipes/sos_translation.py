@@ -101,6 +101,7 @@ def _batches(subwords, pairs, lengths, c, steps=None):
 def judged(model, subwords, pairs, c):
     """{"bleu", "tokenized_bleu", "bleu_signature"} of the model's translations."""
     sources, references = pairs
+    print(f"translating {len(sources)} sentences", flush=True)
     found = translate(transformer.reader(model), transformer.writer(model, 2 * c.beam),
                       translation.encoded(subwords, sources), beam=c.beam, alpha=c.alpha)
     lines = subwords.decode([words.tolist() for words in found])

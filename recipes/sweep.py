@@ -79,7 +79,11 @@ class Sweep:
     def _grid(self):
         """The `key=value` words of every configuration, in order, each once."""
         kind, found, used = self.module.Configuration, {}, set()
-        asked = self.given.get("technique", "").split(",") if "technique" in self.given else None
+        asked = self.given["technique"].split(",") if "technique" in self.given else None
+        for technique in asked or ():
+            if technique not in self._techniques():
+                raise ValueError(f"The grid of {self.name} has no technique={technique}. "
+                                 f"{settings.nearest(technique, self._techniques())}")
         for block in self.module.GRID:
             for technique in block["technique"]:
                 if asked is not None and technique not in asked:
@@ -91,8 +95,8 @@ class Sweep:
                     found[" ".join(settings.words(settings.parse(kind, words)))] = None
         unused = [f"{key}={text}" for key, text in self.given.items() if key not in used]
         if unused:
-            raise ValueError(f"The grid of {self.name} has no use for {', '.join(unused)}. It has "
-                             f"the techniques {', '.join(self._techniques())}.")
+            raise ValueError(f"No technique of this sweep has {', '.join(unused)}; the grid of "
+                             f"{self.name} has {', '.join(self._techniques())}.")
         return list(found)[:self.options.trials or len(found)]
 
     def _techniques(self):
@@ -152,8 +156,12 @@ def tuner(sweep):
 
         def run_trial(self, trial, **_):
             words = trial_words(sweep, trial.hyperparameters.values)
-            configured = settings.parse(sweep.module.Configuration, words)
-            record = runner.run(sweep.name, configured, sweep.run_options)
+            try:
+                configured = settings.parse(sweep.module.Configuration, words)
+                record = runner.run(sweep.name, configured, sweep.run_options)
+            except ValueError as error:  # a sentence, of a configuration that cannot be run
+                print(f"{sweep.name} {' '.join(words)}: {error}", flush=True)
+                raise kt.errors.FailedTrialError(str(error)) from None
             return {sweep.objective: record["report"][sweep.objective]}
 
     return Runs(_oracle(kt, sweep), directory=str(sweep.folder), project_name="tuner")
@@ -268,21 +276,27 @@ def summary(sweep):
 
 
 def say(sweep):
-    """Prints the summary; returns the number of trials that failed."""
-    rows, measure = summary(sweep), registry.measure(sweep.name).key
+    """Prints the summary, of a search by what it chooses by, the best first; returns the number of
+    trials that failed."""
+    rows, by = summary(sweep), sweep.objective
     done = [row for row in rows if row["status"] == "COMPLETED"]
+    if sweep.searches:
+        rows.sort(key=lambda row: -1 if row[by] is None else row[by], reverse=True)
     for row in rows:
-        if row[measure] is not None:
-            figures = f"{measure} {row[measure]:.4f}  sparsity {row['sparsity']:.4f}"
+        if row[by] is not None:
+            figures = f"{by} {row[by]:.4f}  sparsity {row['sparsity']:.4f}"
         else:
             figures = f"{row['status'].lower()}: {_last_line(row['message'])}"
         print(f"  {row['run']}  {figures}  {' '.join(row['words'])}")
+    if sweep.searches and done:
+        print(f"The best: python -m recipes run {sweep.name} {' '.join(rows[0]['words'])}")
     failed = len(rows) - len(done)
     print(f"{sweep.name}: {len(done)} trials complete, {failed} not; "
           f"{sweep.folder / 'summary.json'}", flush=True)
     if failed:
-        print(f"To try those again remove {sweep.folder}, and give the command again: complete "
-              "runs are not repeated.", flush=True)
+        print(f"To try those again, if they failed for another reason than their settings, remove "
+              f"{sweep.folder} and give the command again: complete runs are not repeated.",
+              flush=True)
     return failed
 
 

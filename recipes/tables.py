@@ -56,9 +56,10 @@ def relative_loss(key, quality, dense, kind):
 
 
 def met(key, reports):
-    """The sparsity of runs: the one asked for, or the mean of what the penalty has led to."""
+    """The sparsity of runs: the one asked for, or the mean of what the penalty has led to or the
+    controller has reached."""
     technique, sparsity, own, _ = key
-    if dict(own).get("reach") == "penalty":
+    if dict(own).get("reach") in ("penalty", "controller"):
         return statistics.fmean(report["sparsity"] for report in reports)
     return sparsity
 

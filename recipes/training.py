@@ -129,9 +129,11 @@ class Backup(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """A line for each epoch, with an estimate of what remains; on a terminal, a bar within it."""
+    """A line for each epoch, with an estimate of what remains. Within it, on a terminal a bar, and
+    elsewhere a line each minute."""
 
-    WIDTH, EVERY = 24, 0.5  # characters; seconds between two bars
+    WIDTH = 24  # characters
+    EVERY, LINES = 0.5, 60.0  # seconds between two bars, between two lines
 
     def __init__(self, backup):
         super().__init__()
@@ -139,14 +141,18 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.now = f"epoch {epoch + 1}/{self.params['epochs']}"
-        self.drawn = time.monotonic() if sys.stdout.isatty() else float("inf")
+        self.terminal, self.drawn = sys.stdout.isatty(), time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
-        if time.monotonic() - self.drawn > self.EVERY:
-            self.drawn = time.monotonic()
-            done = (batch + 1) / self.params["steps"]
+        if time.monotonic() - self.drawn < (self.EVERY if self.terminal else self.LINES):
+            return
+        self.drawn = time.monotonic()
+        done = (batch + 1) / self.params["steps"]
+        if self.terminal:
             bar = "#" * round(done * self.WIDTH)
             print(f"\r{self.now}  [{bar:{self.WIDTH}}] {done:4.0%}", end="", flush=True)
+        else:
+            print(f"{self.now}  {done:.0%} of its steps", flush=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if sys.stdout.isatty():

@@ -82,8 +82,9 @@ def read_wmt14(data_dir):
                            download=False)
     except Exception as error:  # not installed or not prepared: the way out is the same
         where = f", data_dir='{data_dir}'" if data_dir else ""
+        why = "is not installed" if isinstance(error, ImportError) else "has not prepared it there"
         raise ValueError(
-            f"WMT14 cannot be read from tensorflow-datasets ({type(error).__name__}), and "
+            f"WMT14 cannot be read: tensorflow-datasets {why}, and "
             f"{data_dir or 'FOLDER'} has no train.{SOURCE}.\n"
             "  install:  pip install tensorflow tensorflow-datasets importlib_resources\n"
             f"  download: python -c \"import tensorflow_datasets as tfds; tfds.load('{WMT14}'"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import signal
@@ -68,7 +69,7 @@ def test_words_become_typed_values():
     (["zzz=1"], "There are: technique, share, seed, depth."),
     (["share"], "key=value, without spaces. Received: 'share'"),
     (["seed=1", "seed=2"], "seed is given twice: seed=1 and seed=2"),
-    (["technique=gren"], "one of red, green. Did you mean green?"),
+    (["technique=gren"], "gren: there is no such technique. Did you mean green?"),
     (["seed=1.5"], "seed=1.5: seed is an integer from 0, for instance seed=0"),
     (["share=x"], "share is a number from 0 below 1"),
     (["share=-1"], "In range is, for instance, share=0."),
@@ -124,6 +125,9 @@ def test_list(capsys):
     (["run", NAME, "run_dir=x"], "Did you mean runs_dir"),
     (["run", NAME, "tensorboard=maybe"], "tensorboard is yes or no"),
     (["run", NAME, "rewind_step=3"], "rewind_step belongs to technique=lottery"),
+    (["run", NAME, "technique=vd"], "technique=vd: there is no such technique. There are: dense,"),
+    (["list", NAME, "x"], "list takes the name of one recipe"),
+    (["table", "nothere"], "There is no recipe 'nothere'"),
 ])
 def test_a_bad_command_says_what_there_is(words, said, capsys):
     assert command.main(words) == 2
@@ -174,7 +178,7 @@ def test_a_run_writes_its_record_and_the_same_again_is_a_no_op(run, tmp_path, ca
     assert "epoch 3/3  loss " in said and "sparsity 0.7500" in said and "about 0 s left" in said
     written = (folder / "record.json").stat().st_mtime_ns
     assert run("sparsity=0.75", "seed=3") == record
-    assert "complete, " in capsys.readouterr().out
+    assert f"complete on {keras.config.backend()}, " in capsys.readouterr().out
     assert (folder / "record.json").stat().st_mtime_ns == written
 
 
@@ -290,6 +294,29 @@ def test_a_run_does_not_go_on_under_other_versions(run, tmp_path, monkeypatch):
         run()
 
 
+def test_a_run_without_an_epoch_begins_anew(run, tmp_path, monkeypatch, capsys):
+    """Whatever its record says: nothing was trained there."""
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Leave(0)])
+    monkeypatch.setattr(machine.ts, "__version__", "9.9")
+    record = run()
+    assert capsys.readouterr().out.count("begins in") == 2
+    assert (record["sessions"], record["versions"]["tf_sparsity"]) == (1, "9.9")
+
+
+def test_differences_are_those_of_the_run(run):
+    def said(*words):
+        options, configured = runner.parse(NAME, [*TINY, *words])
+        return [d.sentence for d in registry.load(NAME).DIFFERENCES if d.holds(configured)]
+
+    ranked = "most important weights when training is over"
+    assert [any(ranked in s for s in said(*words)) for words in (
+        ("technique=dense",), ("technique=l0",), ("technique=l0", "reach=controller"))] == [
+            False, True, False]
+    assert any("1.5 times" in s for s in said("distribution=extended"))
+    assert run("technique=dense")["differences"] == said("technique=dense")
+
+
 def test_order_depends_on_seed_and_epoch_alone():
     x, y = np.arange(10.0)[:, None], np.arange(10)
     batches = training.Batches(x, y, 4, seed=5)
@@ -393,7 +420,9 @@ def test_augmented_initial_weights():
     """Glorot's limit and He's deviation with fans scaled by the density 1/4."""
     model = keras.Sequential([keras.Input((20, 20, 1)), keras.layers.Conv2D(16, 5),
                               keras.layers.Flatten(), keras.layers.Dense(300)])
-    sos.augment_initial_weights(model, 0.75, seed=0)
+    kept = {f"{layer.name}/kernel": np.arange(math.prod(layer.kernel.shape)) % 4 == 0
+            for layer in model.layers if layer.weights}
+    sos.augment_initial_weights(model, kept, seed=0)
     conv, dense = (np.asarray(model.layers[i].kernel) for i in (0, 2))
     # places 25 x filters 16 x 1/4 = 100; 400 weights: three standard errors are 3 / sqrt(800)
     assert conv.std() == pytest.approx((2 / 100) ** 0.5, rel=0.11)
@@ -447,6 +476,14 @@ def test_table_of_the_runs(tmp_path, capsys):
     assert "no complete run of sos_lenet_mnist" in capsys.readouterr().err
 
 
+def test_the_sparsity_of_a_row_is_the_one_that_was_reached():
+    reports = [{"sparsity": 0.91}, {"sparsity": 0.93}]
+    key = "l0", 0.9, (("reach", "rank"),), "jax"
+    assert tables.met(key, reports) == 0.9
+    for reach in ("penalty", "controller"):
+        assert tables.met((*key[:2], (("reach", reach),), "jax"), reports) == pytest.approx(0.92)
+
+
 def test_plot_of_the_runs(tmp_path, capsys):
     stored(tmp_path, 0, 0.98, technique="dense")
     for seed, accuracy in ((0, 0.931), (1, 0.833)):
@@ -495,6 +532,9 @@ def test_results_that_are_kept(tmp_path):
     assert readme.keep(NAME, runs, kept) == 2
     assert sorted(path.relative_to(kept / NAME).as_posix() for path in kept.rglob("*.*")) == [
         "hash0/record.json", "hash1/record.json", "layers.png", "relative_loss.png"]
+    stored(runs, 3, 0.5, technique="dense", data="digits")
+    with pytest.raises(ValueError, match="1 runs of .* are on digits, hash3 for one"):
+        readme.keep(NAME, runs, kept)
     marks = "".join(f"<!-- {name}: made by recipes/readme.py --><!-- end of {name} -->"
                     for name in ("overview", *readme.PROGRAMS, NAME,
                                  *(f"findings, {table}" for table in findings.TABLES)))
@@ -605,15 +645,6 @@ def test_augmentation_moves_and_mirrors():
     assert np.array_equal(moved, again)
 
 
-def test_decay_spares_what_is_no_kernel():
-    _, c = runner.parse("sos_resnet20_cifar", ["optimizer=sgd", "rate=0.1"])
-    sgd = sos_resnet20_cifar.optimizer(c, 100)
-    bias = keras.Variable(np.ones(2), name="bias")
-    kernel = keras.Variable(np.ones(2), name="kernel")
-    sgd.build([bias, kernel])
-    assert sgd._use_weight_decay(kernel) and not sgd._use_weight_decay(bias)
-
-
 # ---- data
 
 
@@ -628,6 +659,13 @@ def test_data_from_an_npz(tmp_path):
     np.savez(tmp_path / "mnist.npz", x_train=images)
     with pytest.raises(ValueError, match="has no y_train, x_test, y_test"):
         arrays.load("mnist", tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    with pytest.raises(ValueError, match="There is no .*nowhere. data_dir is a folder with "
+                                         "mnist.npz or of tensorflow-datasets"):
+        arrays.load("mnist", tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_prepared_file_is_what_it_was_prepared_from(tmp_path):

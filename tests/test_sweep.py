@@ -52,10 +52,10 @@ def test_words_thin_and_widen_the_grid():
 
 
 @pytest.mark.parametrize("words, said", [
-    (["technique=dense", "sparsity=0.5"], "no use for sparsity=0.5. It has the techniques dense,"),
-    (["technique=dens"], "no use for technique=dens"),
+    (["technique=dense", "sparsity=0.5"], "No technique of this sweep has sparsity=0.5; the grid "),
+    (["technique=dens"], "has no technique=dens. Did you mean dense?"),
     (["sparsty=0.5"], "no setting 'sparsty'. Did you mean sparsity?"),
-    (["tuner=grd"], "tuner is one of grid, random, bayesian, hyperband. Did you mean grid?"),
+    (["tuner=grd"], "tuner=grd: there is no such tuner. Did you mean grid?"),
     (["workers=-1"], "In range is, for instance, workers=0."),
     (["technique=random", "sparsity=2"], "sparsity=2: sparsity is a number from 0 below 1"),
     (["tuner=random", "rate=0.1..1"], "give holdout=5000"),
@@ -124,7 +124,7 @@ def test_a_trial_that_fails_is_told_with_its_reason(tmp_path, capsys):
     assert "complete runs are not repeated" in said
 
 
-def test_a_search_chooses_by_held_out_images(tmp_path):
+def test_a_search_chooses_by_held_out_images(tmp_path, capsys):
     words = [*TINY, "tuner=random", "trials=2", "epochs=1", "technique=dense", "holdout=400",
              "rate=0.001..0.01", f"runs_dir={tmp_path}"]
     assert command.main(["sweep", NAME, *words]) == 0
@@ -132,6 +132,11 @@ def test_a_search_chooses_by_held_out_images(tmp_path):
     assert len(trials) == 2
     for found in trials.values():
         assert 0 < found["holdout_accuracy"] < 1
+    said = capsys.readouterr().out.splitlines()
+    rows = [line for line in said if "holdout_accuracy" in line]
+    best = max(trials, key=lambda words: trials[words]["holdout_accuracy"])
+    assert len(rows) == 2 and rows[0].endswith(" ".join(best))  # the best first
+    assert said[-2] == f"The best: python -m recipes run {NAME} {' '.join(best)}"
 
 
 # ---- chief and workers
