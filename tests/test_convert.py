@@ -416,6 +416,21 @@ def test_custom_layers_are_copied_and_skipped_in_one_warning():
     assert sum(reason is None for reason in reasons.values()) == 1
 
 
+@pytest.mark.parametrize("method", [
+    ts.VariationalDropout(8), ts.L0Regularization(8), ts.ContinuousSparsification(8)])
+def test_a_frozen_layer_is_skipped_by_methods_that_are_trained(method):
+    """Its gates could not move: a target would empty the other kernels instead."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a"), layers.Dense(4)])
+    model.get_layer("a").trainable = False
+    with pytest.warns(UserWarning, match="Not sparsified: a/kernel: its layer is frozen, and "
+                                         f"{type(method).__name__} is trained"):
+        sparse = ts.sparsify(model, method)
+    assert len(sparse_layers(sparse)) == 1
+    both = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0)))  # needs no training
+    ts.update(both)
+    assert [row.zeros for row in ts.report(both).rows] == [8, 8]
+
+
 def test_a_nested_model_with_a_call_of_its_own_is_not_taken_apart():
     class Doubled(keras.Model):
         """A functional model to Keras, but with a constructor and a call of its own."""

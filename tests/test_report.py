@@ -241,6 +241,17 @@ def test_global_pruning_has_a_target_for_all_and_none_for_one():
 
 
 @pytest.mark.any_backend
+def test_one_target_of_all_kernels_is_not_rounded():
+    """0.8 + 0.8 + 0.8, over 3, is 0.8000000000000002 in floats."""
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, [keras.layers.Dense(10)(inputs) for _ in range(3)])
+    sparse = ts.sparsify(model, ts.MagnitudePruning(ts.ConstantSparsity(0.8, 0)))
+    assert (0.8 + 0.8 + 0.8) / 3 != 0.8
+    assert ts.report(sparse).target == 0.8
+    ranked = ts.sparsify(model, ts.VariationalDropout(8, target_sparsity=0.5))
+    assert type(ts.report(ranked).natural) is float
+
+
 def test_the_global_target_is_weighted_by_size():
     method = ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0), distribution={"a/": 0.25})
     assert ts.report(on_host("layer", method)).target == (32 * 0.25 + 16 * 0.5) / 48

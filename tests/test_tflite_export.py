@@ -59,6 +59,7 @@ def test_the_interpreter_computes_what_keras_computes(build):
     model = prune(build(), 0.8)
     with warned_of(build):
         exported = tflite_export.convert(model, batch_size=3)
+    assert tflite_export.compare(model, exported, INPUTS[build]()) < TOLERANCE
     assert tflite_export.compare(model, exported.tflite, INPUTS[build]()) < TOLERANCE
     assert exported.report.difference < TOLERANCE
 

@@ -40,6 +40,10 @@ def sparsify(model, method, *, select=None):
       ValueError: for an unbuilt or subclassed model, a selection that matches nothing, a kernel
         that is sparsified already.
 
+    Warns:
+      UserWarning: names the kernels that are skipped, and why: a custom layer, a pattern that the
+        kernel has no axis for, a frozen layer under a method whose state is trained.
+
     Example:
 
     ```python
@@ -70,7 +74,7 @@ def sparsify(model, method, *, select=None):
     if taken:
         raise ValueError(f"Already sparsified: {', '.join(taken)}. Select other kernels, for "
                          f"instance with select=ts.exclude(...), or ts.strip(model) first.")
-    unsupported = [(f, method.unsupported(f.kernel)) for f in chosen]
+    unsupported = [(f, method.unsupported(f.kernel) or _frozen(f, method)) for f in chosen]
     skipped += [(f.kernel.path, why) for f, why in unsupported if why]
     chosen = [f for f, why in unsupported if not why]
     if not chosen:
@@ -86,6 +90,14 @@ def sparsify(model, method, *, select=None):
     new = _clone(model, lambda layer: _sparse(layer, methods.get(id(layer), {})))
     _continue_clock(new)
     return new
+
+
+def _frozen(found, method):
+    """Why a method that is trained cannot have this kernel, or None."""
+    if method.trainable_state and not found.variable.trainable:
+        return (f"its layer is frozen, and {type(method).__name__} is trained; set trainable=True "
+                "before ts.sparsify, or select other kernels")
+    return None
 
 
 def strip(model):

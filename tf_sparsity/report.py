@@ -210,7 +210,7 @@ def natural_sparsity(entries):
         return None
     keeps = [ops.convert_to_numpy(e.method.natural(ops.convert_to_tensor(e.variable), e.state))
              if e.behind_mask else kept(e) for e in entries]
-    return 1 - sum(map(np.count_nonzero, keeps)) / sum(k.size for k in keeps)
+    return float(1 - sum(map(np.count_nonzero, keeps)) / sum(k.size for k in keeps))
 
 
 def sparsity(model):
@@ -315,17 +315,19 @@ def targets(entries, step):
 
 def global_target(entries, step):
     """The sparsity asked of all sparsified kernels together, None where nothing is asked."""
-    asked, total, size = targets(entries, step), 0.0, 0
+    asked, values, sizes = targets(entries, step), [], []
     for method, group in _groups(entries):
         for e in group:
-            weights = math.prod(e.kernel.shape)
             value = asked.get(id(e.variable))
             if value is None:
                 value = method.total_target(step)  # one ranking over all kernels
             if value is None:
                 return None
-            total, size = total + weights * value, size + weights
-    return total / size if size else None
+            values.append(value)
+            sizes.append(math.prod(e.kernel.shape))
+    if len(set(values)) < 2:  # with no rounding
+        return values[0] if values else None
+    return sum(size * value for size, value in zip(sizes, values)) / sum(sizes)
 
 
 def _groups(entries):

@@ -20,7 +20,7 @@ def interpret(tflite, inputs):
     is filled up with copies of the last row, whose outputs are dropped.
 
     Args:
-        tflite: the file, as `convert` writes it: its bytes, or its path.
+        tflite: the file: its bytes, its path, or the `Exported` that `convert` returns.
         inputs: an array, or a dict of arrays by input name where there are several inputs;
             they are cast to the dtypes of the file.
 
@@ -45,7 +45,7 @@ def compare(model, tflite, inputs):
 
     Args:
         model: the Keras model that was converted.
-        tflite: the file: its bytes, or its path.
+        tflite: the file, as for `interpret`.
         inputs: a batch, nested as the model takes it; where the file was made with
             rotate_input=False, the pictures are turned for it.
 
@@ -70,7 +70,8 @@ def compare(model, tflite, inputs):
 
 
 def _content(tflite):
-    """The bytes of a file that is given by its bytes or its path."""
+    """The bytes of a file that is given by its bytes, its path, or as `convert` returns it."""
+    tflite = getattr(tflite, "tflite", tflite)
     return wellformed.read(tflite) if isinstance(tflite, (str, os.PathLike)) else bytes(tflite)
 
 
