@@ -1,6 +1,7 @@
 """The search for the sparsest model that is accurate enough."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -24,10 +25,10 @@ def dense():
     return model
 
 
-def train(model, callbacks):
+def train(model, callbacks, x=X):
     model.compile(keras.optimizers.Adam(0.05),
                   keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+    model.fit(x, Y, epochs=2, verbose=0, callbacks=callbacks)
 
 
 def accuracy(model):
@@ -110,14 +111,56 @@ def test_an_interrupted_search_goes_on(tmp_path):
     assert len(found.candidates) == 4 and len(trained) == 4  # the second trial twice
 
 
-def test_what_a_training_raises_ends_the_search(tmp_path):
-    def broken(model, callbacks):
-        raise TypeError("no such optimizer")
+def diverging(*numbers):
+    """`train`, but the trainings of these numbers, counted from 1, get NaN for data."""
+    count = iter(range(1, 100))
 
-    with pytest.raises(Exception, match="no such optimizer") as raised:
-        search(tmp_path, train=broken)
-    assert isinstance(raised.value.__cause__, TypeError)
-    assert len(search(tmp_path).candidates) == 4  # mended, it goes on
+    def train_or_diverge(model, callbacks):
+        train(model, callbacks, X * np.nan if next(count) in numbers else X)
+
+    return train_or_diverge
+
+
+@pytest.mark.any_backend
+def test_a_trial_that_diverges_fails_and_the_search_goes_on(tmp_path):
+    found = search(tmp_path, train=diverging(2), trials=4)
+    assert len(found.candidates) == 4
+    failure, = found.failures
+    assert failure.method == "magnitude" and set(failure.settings) == {
+        "sparsity", "pruning_end", "distribution"}
+    assert re.match(r"ValueError: The weights of .* contain NaN at step \d", failure.message)
+    assert f"failed magnitude sparsity={failure.settings['sparsity']:.4g}" in str(found)
+    assert str(found).endswith(failure.message)
+    again = search(tmp_path, train=None, trials=4)
+    assert again.failures == found.failures and again.candidates == found.candidates
+
+
+def test_three_failures_in_a_row_end_the_search(tmp_path):
+    with pytest.raises(ValueError, match="3 trials in a row have failed. The last one: "
+                                         "ValueError: The weights .* contain NaN"):
+        search(tmp_path, train=diverging(1, 2, 4, 5, 6), trials=7)
+    found = search(tmp_path, trials=7)  # it goes on with the next one
+    assert len(found.failures) == 5 and len(found.candidates) == 3
+
+
+@pytest.mark.parametrize("kind, ends", [(FloatingPointError, False), (TypeError, True)])
+def test_which_errors_end_the_search(tmp_path, kind, ends):
+    broken = []
+
+    def train_once_broken(model, callbacks):
+        if not broken:
+            broken.append(model)
+            raise kind("no such\noptimizer")
+        train(model, callbacks)
+
+    if ends:
+        with pytest.raises(Exception, match="no such\noptimizer") as raised:
+            search(tmp_path, train=train_once_broken)
+        assert isinstance(raised.value.__cause__, kind)
+    found = search(tmp_path, train=train_once_broken)  # mended, it goes on
+    assert [f.message for f in found.failures] == [f"{kind.__name__}: no such optimizer"] * (
+        not ends)
+    assert len(found.candidates) == 3 + ends
 
 
 def test_trials_are_spread_over_the_settings(tmp_path):

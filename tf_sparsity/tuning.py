@@ -18,6 +18,8 @@ from tf_sparsity.report import report
 from tf_sparsity.schedule import PolynomialDecay, Ramp
 
 LEAST, MOST = 0.5, 0.99  # sparsities that are tried
+IN_A_ROW = 3  # failures that end a search
+NEVER = 10**9  # keras-tuner 1.4 keeps its lock when too many failures in a row make it raise
 DENSE = "dense"
 
 
@@ -42,10 +44,30 @@ class Candidate(NamedTuple):
 
     def __str__(self):
         figures = "".join(f"  {name} {value:,.6g}" for name, value in self.figures.items())
-        chosen = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
-                          for k, v in self.settings.items())
         return (f"accuracy {self.accuracy:.4f}  sparsity {self.sparsity:.4f}{figures}  "
-                f"{self.method} {chosen}".rstrip())
+                f"{_words(self)}")
+
+
+class Failure(NamedTuple):
+    """A trial that has failed.
+
+    Attributes:
+      method, settings: as of a Candidate.
+      message: of the error, its type in front.
+    """
+
+    method: str
+    settings: dict
+    message: str
+
+    def __str__(self):
+        return f"{_words(self)}: {self.message}"
+
+
+def _words(one):
+    chosen = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
+              for k, v in one.settings.items())
+    return " ".join([one.method, *chosen])
 
 
 class Result(NamedTuple):
@@ -58,15 +80,18 @@ class Result(NamedTuple):
         no greater in every figure, and better in one of them. The figures are those of `measure`;
         without it, the weights left.
       candidates: all of them, the dense model first.
+      failures: the trials that have failed.
     """
 
     best: Candidate | None
     front: tuple
     candidates: tuple
+    failures: tuple = ()
 
     def __str__(self):
         best = "No trial is accurate enough." if self.best is None else f"best   {self.best}"
-        return "\n".join([best, *(f"front  {candidate}" for candidate in self.front)])
+        return "\n".join([best, *(f"front  {candidate}" for candidate in self.front),
+                          *(f"failed {failure}" for failure in self.failures)])
 
 
 # ---- what is searched: (hyperparameters, sparsity, steps of a training, examples) -> method
@@ -142,7 +167,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
       select: as for `ts.sparsify`.
       measure: a function (dense model, as stripped) -> {name: number}, less is better: bytes and
         seconds of the exported file, for example (see docs/tuning.md).
-      trials: how many are trained.
+      trials: how many are trained, those that fail among them.
       seed: of the search.
 
     Returns:
@@ -150,8 +175,10 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
 
     Raises:
       TypeError, ValueError: for arguments of another type or outside their ranges; if the folder
-        holds a search with another dense accuracy, other methods or settings. What `train`,
-        `evaluate` or `measure` raise ends the search; called again, it goes on from there.
+        holds a search with another dense accuracy, other methods or settings; after three failed
+        trials in a row. A trial fails where `train`, `evaluate` or `measure` raise ValueError or
+        ArithmeticError, as when it diverges; the search goes on. Any other error ends it. Called
+        again it goes on, after an error of the first kind with the next trial.
 
     Example:
 
@@ -205,9 +232,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
         path = folder / "models" / f"{trial.trial_id}.keras"
         path.parent.mkdir(parents=True, exist_ok=True)
         plain.save(path)
-        chosen = {key.removeprefix(f"{name}/"): value for key, value in hp.values.items()
-                  if key.startswith(f"{name}/")}
-        candidate = Candidate(name, chosen, _fraction(evaluate(plain)), reached,
+        candidate = Candidate(*_chosen(trial), _fraction(evaluate(plain)), reached,
                               _measured(measure, plain), str(path))
         _write(path.with_suffix(".json"), candidate._asdict())
         short = dense.accuracy - candidate.accuracy - within
@@ -215,10 +240,13 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
 
     with warnings.catch_warnings():  # keras-tuner 1.4 calls threading.currentThread().getName()
         warnings.filterwarnings("ignore", "(currentThread|getName)", DeprecationWarning)
-        _tuner(run_trial, _space(choose, methods), folder, trials, seed).search(verbose=0)
+        tuner = _tuner(run_trial, _space(choose, methods), folder, trials, seed)
+        tuner.search(verbose=0)
     found = [Candidate(**json.loads(path.read_text()))
              for path in sorted((folder / "models").glob("*.json"))]
-    return result(dense, found, within)
+    failures = [Failure(*_chosen(trial), _reason(trial))
+                for _, trial in sorted(tuner.oracle.trials.items()) if trial.status == "FAILED"]
+    return result(dense, found, within)._replace(failures=tuple(failures))
 
 
 def result(dense, found, within):
@@ -233,6 +261,19 @@ def result(dense, found, within):
     everyone = (dense, *found)
     front = [one for one in everyone if not any(_beats(other, one) for other in everyone)]
     return Result(best, tuple(sorted(front, key=lambda one: one.sparsity)), everyone)
+
+
+def _chosen(trial):
+    """The name of a trial's method, and its settings."""
+    values = trial.hyperparameters.values
+    name = values["method"]
+    return name, {key.removeprefix(f"{name}/"): value for key, value in values.items()
+                  if key.startswith(f"{name}/")}
+
+
+def _reason(trial):
+    """keras-tuner keeps the traceback: its last line is that of the FailedTrialError below."""
+    return trial.message.strip().splitlines()[-1].split(": ", 1)[1]
 
 
 def _beats(a, b):
@@ -293,13 +334,27 @@ def _tuner(run_trial, space, folder, trials, seed):
     import keras_tuner
 
     class Search(keras_tuner.Tuner):
+        failed = 0  # in a row
+
         def run_trial(self, trial, **_):
             try:
                 return run_trial(trial)
+            except (ValueError, ArithmeticError) as error:  # weights are NaN, for example
+                message = " ".join(f"{type(error).__name__}: {error}".split())
+                raise keras_tuner.errors.FailedTrialError(message) from error
             except Exception as error:  # keras-tuner would count it as a trial and go on
                 raise keras_tuner.errors.FatalError(str(error)) from error
 
+        def on_trial_end(self, trial):
+            super().on_trial_end(trial)
+            self.failed = self.failed + 1 if trial.status == "FAILED" else 0
+            if self.failed == IN_A_ROW:
+                raise ValueError(
+                    f"{IN_A_ROW} trials in a row have failed. The last one: {_reason(trial)}\n"
+                    f"The tracebacks are in {folder / 'tuner'}. Mend what raises it and call "
+                    "again: the search goes on with the next trial.")
+
     oracle = keras_tuner.oracles.BayesianOptimizationOracle(
         objective=keras_tuner.Objective("score", "max"), max_trials=trials, seed=seed,
-        hyperparameters=space)
+        hyperparameters=space, max_consecutive_failed_trials=NEVER)
     return Search(oracle=oracle, directory=str(folder), project_name="tuner")
