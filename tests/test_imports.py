@@ -32,7 +32,7 @@ ALLOWED = {
     "callbacks": {"optimizer", "probes", "update", "report", "tensorboard"},
     "tickets": {"method", "methods", "masks", "layers", "optimizer", "kernels", "convert",
                 "callbacks"},
-    "tuning": {"method", "methods", "schedule", "convert", "report", "callbacks"},
+    "tuning": {"method", "methods", "schedule", "kernels", "convert", "report", "callbacks"},
 }
 
 

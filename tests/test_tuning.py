@@ -35,8 +35,8 @@ def accuracy(model):
     return float((model.predict(X, verbose=0).argmax(-1) == Y).mean())
 
 
-def search(folder, train=train, **arguments):
-    return tuning.sparsest(dense(), train, accuracy, **{
+def search(folder, train=train, model=None, evaluate=accuracy, **arguments):
+    return tuning.sparsest(dense() if model is None else model, train, evaluate, **{
         "steps": STEPS, "num_samples": len(X), "folder": folder, "trials": 3, "within": 0.1,
         "methods": {"magnitude": tuning.magnitude}, **arguments})
 
@@ -90,9 +90,8 @@ def test_a_search_keeps_what_it_has_trained(tmp_path):
         short = start.accuracy - one.accuracy - 0.1
         trial = one.path.rsplit("/", 1)[-1].removesuffix(".keras")
         assert scores[trial] == pytest.approx(-short if short > 0 else one.sparsity)
-    again = search(tmp_path, train=None)  # complete: nothing is trained
-    assert [one._replace(figures={}) for one in found.candidates] == [
-        one._replace(figures={}) for one in again.candidates]
+    again = search(tmp_path, train=None, evaluate=None, measure=lambda model: None)
+    assert again == found  # complete: nothing is trained
 
 
 def test_an_interrupted_search_goes_on(tmp_path):
@@ -180,8 +179,28 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
     search(tmp_path, trials=1)
     with pytest.raises(ValueError, match=r"search with within 0.1 \(now 0.2\)"):
         search(tmp_path, within=0.2)
-    with pytest.raises(ValueError, match=r"num_samples 96 \(now 95\), select None \(now dense\)"):
-        search(tmp_path, num_samples=95, select="dense")
+    said = r"kernels \['0: 8x8', '1: 8x2'\] \(now \['1: 8x2'\]\), num_samples 96 \(now 95\)"
+    with pytest.raises(ValueError, match=said):
+        search(tmp_path, num_samples=95, select=lambda layer: layer.units == 2)
+    with pytest.raises(ValueError, match=r"search with measured False \(now True\)"):
+        search(tmp_path, measure=lambda model: {"bytes": 1})
+    model = dense()
+    model.layers[0].bias.assign(model.layers[0].bias + 1e-6)
+    with pytest.raises(ValueError, match="search with dense weights [0-9a-f]{16} "):
+        search(tmp_path, model=model)
+
+
+def test_a_selection_by_a_function_goes_on(tmp_path):
+    found = search(tmp_path, trials=1, select=lambda layer: layer.units == 8)
+    again = search(tmp_path, train=None, trials=1, select=lambda layer: layer.units == 8)
+    assert again == found
+
+
+def test_the_dense_accuracy_is_that_of_the_folder(tmp_path):
+    """Another device may round to another one."""
+    found = search(tmp_path, trials=1)
+    again = search(tmp_path, trials=2, evaluate=lambda model: accuracy(model) - 0.25)
+    assert again.candidates[:2] == found.candidates and len(again.candidates) == 3
 
 
 def test_an_accuracy_in_per_cent_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 keras-tuner chooses and keeps the trials; its oracle sees one number, `score`.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -11,9 +12,10 @@ from typing import NamedTuple
 
 from tf_sparsity import callbacks
 from tf_sparsity.convert import sparsify, strip
+from tf_sparsity.kernels import find
 from tf_sparsity.method import check_number
-from tf_sparsity.methods import (ContinuousSparsification, L0Regularization, MagnitudePruning,
-                                 VariationalDropout)
+from tf_sparsity.methods import (ContinuousSparsification, FixedMask, L0Regularization,
+                                 MagnitudePruning, VariationalDropout)
 from tf_sparsity.report import report
 from tf_sparsity.schedule import PolynomialDecay, Ramp
 
@@ -160,7 +162,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
       steps: optimizer steps of a training, for the schedules; integer >= 1.
       num_samples: training examples, for the penalties; integer >= 1.
       folder: for keras-tuner's state and the trained models. A search that was interrupted goes on
-        from there; a complete one returns what it has found.
+        from there; a complete one returns what it has found. The dense model is measured once.
       within: greatest loss of accuracy, a fraction: 0.005 is half a point.
       methods: {name: function (hyperparameters of keras-tuner, sparsity, steps, num_samples) ->
         method}; by default `METHODS`, all of this package's.
@@ -175,7 +177,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
 
     Raises:
       TypeError, ValueError: for arguments of another type or outside their ranges; if the folder
-        holds a search with another dense accuracy, other methods or settings; after three failed
+        holds a search with other dense weights, kernels, methods or settings; after three failed
         trials in a row. A trial fails where `train`, `evaluate` or `measure` raise ValueError or
         ArithmeticError, as when it diverges; the search goes on. Any other error ends it. Called
         again it goes on, after an error of the first kind with the next trial.
@@ -211,11 +213,14 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
         raise TypeError("methods is {name: function (hyperparameters, sparsity, steps, "
                         f"num_samples) -> method}}. Received: methods={methods!r}")
     folder = Path(folder)
-    dense = Candidate(DENSE, {}, _fraction(evaluate(model)), 0.0, _measured(measure, model), None)
     _same_search(folder, {
-        "dense_accuracy": dense.accuracy, "within": within, "methods": sorted(methods),
-        "steps": steps, "num_samples": num_samples, "seed": seed,
-        "select": select if select is None or isinstance(select, str) else repr(select)})
+        "dense weights": _digest(model), "kernels": _kernels(model, select), "within": within,
+        "methods": sorted(methods), "steps": steps, "num_samples": num_samples, "seed": seed,
+        "measured": measure is not None})
+    if not (folder / "dense.json").exists():
+        _write(folder / "dense.json", Candidate(
+            DENSE, {}, _fraction(evaluate(model)), 0.0, _measured(measure, model), None)._asdict())
+    dense = Candidate(**json.loads((folder / "dense.json").read_text()))
 
     def choose(hp, name):
         """The method called `name`, with its settings as `hp` has them, or declares them."""
@@ -297,6 +302,18 @@ def _measured(measure, model):
     return {} if measure is None else {k: float(v) for k, v in measure(model).items()}
 
 
+def _digest(model):
+    weights = b"".join(weight.tobytes() for weight in model.get_weights())
+    return hashlib.sha256(weights).hexdigest()[:16]
+
+
+def _kernels(model, select):
+    """What is selected, by number and shape: Keras numbers unnamed layers on within a process."""
+    found = enumerate(find(sparsify(model, FixedMask(), select=select)))
+    return [f"{number}: {'x'.join(map(str, f.kernel.shape))}" for number, f in found
+            if f.method is not None]
+
+
 def _same_search(folder, now):
     """Refuses to go on with another search: its trials would be compared with this dense model."""
     path = folder / "search.json"
@@ -304,7 +321,8 @@ def _same_search(folder, now):
         _write(path, now)
         return
     then = json.loads(path.read_text())
-    changed = [f"{key} {then[key]} (now {now[key]})" for key in now if then[key] != now[key]]
+    changed = [f"{key} {then.get(key, 'not recorded')} (now {value})"
+               for key, value in now.items() if then.get(key) != value]
     if changed:
         raise ValueError(f"{folder} holds a search with {', '.join(changed)}. Give another folder, "
                          "or remove it.")
