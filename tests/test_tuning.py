@@ -110,6 +110,32 @@ def test_an_interrupted_search_goes_on(tmp_path):
     assert len(found.candidates) == 4 and len(trained) == 4  # the second trial twice
 
 
+def without_paths(result):
+    return [one._replace(path=None) for one in result.candidates]
+
+
+@pytest.mark.any_backend
+def test_a_search_is_repeatable(tmp_path):
+    """Whatever the state of the generators, and a trial in another process alike."""
+    model, found = dense(), []
+
+    def interrupted(sparse, callbacks):
+        train(sparse, callbacks)
+        if len(list((tmp_path / "3" / "models").glob("*.json"))) == 1:
+            raise KeyboardInterrupt
+
+    for state in (1, 2, 3):
+        keras.utils.set_random_seed(state)
+        if state == 3:
+            with pytest.raises(KeyboardInterrupt):
+                search(tmp_path / "3", interrupted, model, methods={"l0": tuning.l0})
+        found.append(without_paths(search(tmp_path / str(state), train, model,
+                                          methods={"l0": tuning.l0})))
+    assert found[0] == found[1] == found[2]
+    other = search(tmp_path / "other", train, model, methods={"l0": tuning.l0}, seed=1)
+    assert without_paths(other)[1:] != found[0][1:]
+
+
 def diverging(*numbers):
     """`train`, but the trainings of these numbers, counted from 1, get NaN for data."""
     count = iter(range(1, 100))
@@ -214,6 +240,7 @@ def test_an_accuracy_in_per_cent_is_refused(tmp_path):
     ({"methods": {}}, TypeError, "methods is {name: function"),
     ({"trials": 0}, ValueError, "trials must be >= 1"),
     ({"within": -0.1}, ValueError, "within must be >= 0"),
+    ({"seed": -1}, ValueError, "seed must be >= 0"),
     ({"steps": 1.5}, TypeError, "steps")])
 def test_arguments(tmp_path, arguments, error, said):
     with pytest.raises(error, match=said):

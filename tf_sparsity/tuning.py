@@ -10,6 +10,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
+
 from tf_sparsity import callbacks
 from tf_sparsity.convert import sparsify, strip
 from tf_sparsity.kernels import find
@@ -170,7 +172,10 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
       measure: a function (dense model, as stripped) -> {name: number}, less is better: bytes and
         seconds of the exported file, for example (see docs/tuning.md).
       trials: how many are trained, those that fail among them.
-      seed: of the search.
+      seed: of the choices, integer >= 0. Trial n, counted from 0, begins with
+        `keras.utils.set_random_seed(seed + n)`, so that a search is repeatable. (One that was
+        interrupted may choose otherwise than one that was not, once the choices are no longer
+        random.)
 
     Returns:
       Result.
@@ -208,6 +213,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
     check_number("num_samples", num_samples, least=1, whole=True)
     check_number("trials", trials, least=1, whole=True)
     check_number("within", within, least=0)
+    check_number("seed", seed, least=0, whole=True)
     methods = METHODS if methods is None else methods
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())):
         raise TypeError("methods is {name: function (hyperparameters, sparsity, steps, "
@@ -228,6 +234,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
             return methods[name](hp, hp.Float("sparsity", LEAST, MOST), steps, num_samples)
 
     def run_trial(trial):
+        keras.utils.set_random_seed(seed + int(trial.trial_id))
         hp = trial.hyperparameters
         name = hp.get("method")
         method = choose(hp, name)
@@ -373,6 +380,7 @@ def _tuner(run_trial, space, folder, trials, seed):
                     "again: the search goes on with the next trial.")
 
     oracle = keras_tuner.oracles.BayesianOptimizationOracle(
-        objective=keras_tuner.Objective("score", "max"), max_trials=trials, seed=seed,
+        objective=keras_tuner.Objective("score", "max"), max_trials=trials,
+        seed=seed + 1,  # it draws one for 0
         hyperparameters=space, max_consecutive_failed_trials=NEVER)
     return Search(oracle=oracle, directory=str(folder), project_name="tuner")
