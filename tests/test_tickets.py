@@ -1,5 +1,7 @@
 """Ticket search: what is clamped, counted, rewound and kept between rounds, and searches resumed."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -405,16 +407,94 @@ def test_a_directory_of_another_search(tmp_path):
     model = dense_model()
     fit(search_with(pruning(), rounds=1), model, directory=tmp_path)
     for other, kwargs, text in [
-            (search_with(pruning(0.3), rounds=1), {}, "with method"),
-            (search_with(pruning(), rounds=2), {}, "with rounds 1; those of this one are 2"),
-            (search_with(pruning(), rounds=1, select="conv"), {}, "with kernels"),
-            (search_with(pruning(), rounds=1), {"epochs": 3}, "with arguments of fit"),
-            (search_with(pruning(), rounds=1), {"epochs": np.int64(3)}, "with arguments of fit")]:
+            (search_with(pruning(0.3), rounds=1), {},
+             r"search: method\.\S*\.target_sparsity 0.2 there, 0.3 now"),
+            (search_with(pruning(), rounds=2), {}, "search: rounds 1 there, 2 now. To go on"),
+            (search_with(pruning(), rounds=1, select="conv"), {}, "search: kernels "),
+            (search_with(pruning(), rounds=1), {"epochs": 3}, "search: fit.epochs 2 there, 3 now"),
+            (search_with(pruning(), rounds=1), {"epochs": np.int64(3)}, "fit.epochs 2 there, 3 n")]:
         with pytest.raises(ValueError, match=text):
             fit(other, model, directory=tmp_path, **kwargs)
+    fit(search_with(pruning(), rounds=1), model, directory=tmp_path, epochs=np.int64(2))
     model.layers[0].kernel.assign(model.layers[0].kernel * 2.0)
-    with pytest.raises(ValueError, match="with initial weights .*another directory"):
+    with pytest.raises(ValueError, match="search: initial weights .*another directory"):
         fit(search_with(pruning(), rounds=1), model, directory=tmp_path)
+
+
+def interrupted(directory, *args, compile=compile, **kwargs):
+    """A search that stops in its second training, and one that would go on."""
+    search, model = search_with(pruning()), dense_model()
+    with pytest.raises(Stop):
+        search.fit(model, compile, *args, **kwargs, verbose=0, directory=directory,
+                   callbacks=[StopIn(2)])
+
+    def go_on(*args, compile=compile, **kwargs):
+        return search.fit(model, compile, *args, **kwargs, verbose=0, directory=directory)
+
+    return go_on
+
+
+def differences(error):
+    """The names before "... there, ... now" in an error."""
+    text = str(error.value).partition("another search: ")[2].partition(". To go on")[0]
+    return [part.split(" ")[0] for part in text.split("; ")]
+
+
+def test_another_optimizer_data_and_length_are_refused(tmp_path):
+    x, y = data()
+    go_on = interrupted(tmp_path, x, y, 8, 2)
+    with pytest.raises(ValueError, match="holds another search") as error:
+        go_on(5 * x, y, 16, 3, compile=lambda model: compile(
+            model, keras.optimizers.SGD(0.001, momentum=0.9)))
+    assert differences(error) == ["fit.x", "fit.batch_size", "fit.epochs",
+                                  "optimizer.config.learning_rate"]
+    assert "fit.batch_size 8 there, 16 now" in str(error.value)
+    assert "fit.x 'float32 (48, 6, 6, 2) " in str(error.value)
+
+    def other_loss(model):
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9),
+                      keras.losses.SparseCategoricalCrossentropy(from_logits=False))
+    with pytest.raises(ValueError, match="another search: loss.config.from_logits True there, F"):
+        go_on(x, y, 8, 2, compile=other_loss)
+    assert len(go_on(y=y, x=x, epochs=2, batch_size=8, shuffle=True).histories) == 3  # by name
+
+
+def test_nested_data_and_functions(tmp_path):
+    x, y = data()
+    weights = dict.fromkeys(range(5), 1.0)
+    given = {"y": y, "validation_data": (x[:8], y[:8]), "class_weight": weights, "batch_size": 8}
+
+    def turned(number):
+        return x[::-1] if number % 2 else x
+
+    go_on = interrupted(tmp_path, turned, **given)
+    with pytest.raises(ValueError) as error:
+        go_on(x, **{**given, "class_weight": {**weights, 3: 2.0},
+                    "validation_data": (x[:8], y[8:16])})
+    assert differences(error) == ["fit.x", "fit.validation_data", "fit.class_weight.3"]
+    assert len(go_on(turned, **given).histories) == 3
+
+
+def test_another_version_is_refused(tmp_path):
+    go_on = interrupted(tmp_path, *data(), 8, 2)
+    file = tmp_path / "search.json"
+    record = json.loads(file.read_text())
+    backend = keras.config.backend()
+    record["arguments"]["versions"][backend] = "0.1"
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"another search: versions.{backend} '0.1' there, '"):
+        go_on(*data(), 8, 2)
+    for name in ("versions", "fit", "optimizer", "loss"):  # as an earlier release left it
+        del record["arguments"][name]
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError) as error:
+        go_on(*data(), 8, 2)
+    assert differences(error) == ["fit", "optimizer", "loss", "versions"]
+
+
+def test_arguments_that_fit_lacks():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        search_with(pruning()).fit(dense_model(), compile, *data(), epoch=2)
 
 
 # ---- data and callbacks

@@ -3,8 +3,9 @@
 import collections.abc
 import contextlib
 import hashlib
+import importlib
+import inspect
 import json
-import numbers
 import os
 import random
 import warnings
@@ -106,8 +107,12 @@ class TicketSearch:
             is added in front of the callbacks.
           rewind_point: a dense model whose weights the search starts with and goes back to: that
             of `rewind_point()` or of an earlier `Ticket`, or one loaded from a file.
-          directory: where complete rounds are saved. A search with the same arguments that finds
-            them goes on after the last one.
+          directory: where complete rounds are saved. The same search that finds them goes on after
+            the last one. It must have the same method, rounds, seed, kernels and initial weights,
+            arguments of `model.fit` (arrays are compared by a digest), optimizer and loss, backend
+            and versions. Of a function, generator or dataset only the name is compared, of
+            callbacks and the rest of `compile` nothing: see to it that they are the same. A
+            directory of an earlier release has less in it and is refused.
 
         Returns:
           Ticket.
@@ -115,7 +120,7 @@ class TicketSearch:
         Raises:
           TypeError, ValueError: for a model that `ts.sparsify` refuses; if `compile` does not
             compile the model, or with an optimizer that it has used before; if `rewind_step` is
-            not reached; if `directory` holds a search with other arguments.
+            not reached; if `directory` holds another search.
 
         Warns:
           UserWarning: if a kernel has no weight left.
@@ -124,6 +129,7 @@ class TicketSearch:
         trainer = _Trainer(compile, args, kwargs, self.seed)
         point = start if rewind_point is not None or not self.rewind_step else None
         search = sparsify(start, FixedMask() if self.prunes else self.method, select=self.select)
+        trainer.compile(search)
         folder = None
         if directory is not None:
             folder = _Folder(directory, self._arguments(start, search, trainer, rewind_point))
@@ -132,7 +138,7 @@ class TicketSearch:
         for number in range(1, self.rounds + 1):
             if number <= len(rounds):  # complete
                 if number == len(rounds):
-                    point = self._load(folder, trainer, search, start)
+                    point = self._load(folder, search, start)
                 continue
             keep = None if point is not None else _KeepWeights(self.rewind_step)
             self._begin(number, search, point, trainer)
@@ -201,19 +207,18 @@ class TicketSearch:
 
     def _begin(self, number, search, point, trainer):
         """Brings the model into the state that round `number` starts from."""
-        if number > 1:
-            if self.prunes:
-                _rewind(search, point)
-            else:
-                self.method.next_round(_slots(search))
-                _restart_clock(search)
-                trainer.restart(search.optimizer)
-        if self.prunes or number == 1:
+        if number == 1:
+            return
+        if self.prunes:
+            _rewind(search, point)
             trainer.compile(search)
+        else:
+            self.method.next_round(_slots(search))
+            _restart_clock(search)
+            trainer.restart(search.optimizer)
 
-    def _load(self, folder, trainer, search, start):
+    def _load(self, folder, search, start):
         """The state after the last complete round; returns the rewind point."""
-        trainer.compile(search)
         _build(search)
         folder.load(f"round_{len(folder.rounds)}", search)
         point = plain_twin(start)
@@ -222,15 +227,17 @@ class TicketSearch:
 
     def _arguments(self, start, search, trainer, rewind_point):
         """What a search that goes on must have in common with the one that was interrupted."""
-        digest = hashlib.sha256(b"".join(v.tobytes() for v in _values(_dense_variables(start))))
-        settings = {k: v if isinstance(v, (int, str)) else float(v)  # NumPy's are not for JSON
-                    for k, v in trainer.kwargs.items()
-                    if k != "verbose" and isinstance(v, (numbers.Real, str))}
+        backend = keras.config.backend()
         arguments = {"method": keras.saving.serialize_keras_object(self.method),
                      "rounds": self.rounds, "seed": self.seed,
                      "rewind_step": self.rewind_step if rewind_point is None else None,
                      "kernels": [slot.kernel.path for slot in _slots(search)],
-                     "arguments of fit": settings, "initial weights": digest.hexdigest()}
+                     "fit": _described({k: v for k, v in trainer.arguments.items()
+                                        if k != "verbose"}),
+                     "optimizer": _described(search.optimizer), "loss": _described(search.loss),
+                     "initial weights": _digest(_values(_dense_variables(start))),
+                     "versions": {"keras": keras.__version__,
+                                  backend: importlib.import_module(backend).__version__}}
         return json.loads(json.dumps(arguments))
 
     def __repr__(self):
@@ -272,16 +279,18 @@ class _Trainer:
         if not callable(compile):
             raise TypeError("compile must be a function that compiles the model it is given. "
                             f"Received: {compile!r}")
-        x = args[0] if args else kwargs.get("x")
+        given = inspect.signature(keras.Model.fit).bind(None, *args, **kwargs)
+        given.apply_defaults()
+        self.arguments = {k: v for k, v in given.arguments.items() if k != "self"}
+        x = self.arguments["x"]
         if isinstance(x, collections.abc.Iterator):
             raise ValueError("x is an iterator, which one round would use up. Give a function of "
                              f"the round's number that returns x. Received: {x!r}")
-        callbacks = kwargs.get("callbacks") or []
+        callbacks = self.arguments.pop("callbacks") or []
         if isinstance(callbacks, keras.callbacks.CallbackList):
             raise TypeError("Give callbacks as a list; a CallbackList belongs to one model.")
         self.callbacks = keras.tree.flatten(callbacks)
-        self.user_compile, self.args = compile, args
-        self.kwargs = {k: v for k, v in kwargs.items() if k != "callbacks"}
+        self.user_compile = compile
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.rate = None
 
@@ -311,17 +320,14 @@ class _Trainer:
 
     def fit(self, model, number, *callbacks):
         """Round `number`; returns the history as plain numbers."""
-        args, kwargs = list(self.args), dict(self.kwargs)
-        if args and callable(args[0]):
-            args[0] = args[0](number)
-        elif callable(kwargs.get("x")):
-            kwargs["x"] = kwargs["x"](number)
+        x = self.arguments["x"]
+        arguments = {**self.arguments, "x": x(number) if callable(x) else x}
         callbacks = [c for c in callbacks if c is not None]
         if any(isinstance(c, SparsityUpdate) for c in self.callbacks):
             callbacks = [c for c in callbacks if not isinstance(c, SparsityUpdate)]
         seed = _Seed((self.seed + number) % 2**32)
         seed.on_train_begin()
-        history = model.fit(*args, **kwargs, callbacks=[seed, *callbacks, *self.callbacks])
+        history = model.fit(**arguments, callbacks=[seed, *callbacks, *self.callbacks])
         return {name: [float(v) for v in values] for name, values in history.history.items()}
 
 
@@ -389,14 +395,13 @@ class _Folder:
         file = self.path / "search.json"
         if file.exists():
             self.record = json.loads(file.read_text())
-            for name, value in arguments.items():
-                found = self.record["arguments"].get(name)
-                if found != value:
-                    raise ValueError(
-                        f"{directory} holds a search with {name} {found!r}; those of this one are "
-                        f"{value!r}. To go on with it give it the same arguments and weights "
-                        "(keras.utils.set_random_seed before the model is built); otherwise give "
-                        "another directory.")
+            differences = _differences(self.record["arguments"], arguments)
+            if differences:
+                raise ValueError(
+                    f"{directory} holds another search: {'; '.join(differences)}. To go on with it "
+                    "give it the same arguments, data, optimizer, weights "
+                    "(keras.utils.set_random_seed before the model is built) and versions; "
+                    "otherwise give another directory.")
 
     @property
     def rounds(self):
@@ -430,6 +435,46 @@ class _Folder:
         path = self.path / f"new_{name}"
         yield path
         os.replace(path, self.path / name)
+
+
+def _described(value):
+    """What search.json keeps of a value: arrays as a digest, functions and datasets by name."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _described(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(v) for v in value]
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        array = array.astype(str) if array.dtype.hasobject else array
+        return f"{array.dtype} {array.shape} {_digest([array])}"
+    if hasattr(value, "get_config"):
+        return _without_names(keras.saving.serialize_keras_object(value))
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _without_names(config):
+    """Keras numbers what has no name on within a process."""
+    return json.loads(json.dumps(config), object_hook=lambda part: {
+        k: v for k, v in part.items() if k != "name"})
+
+
+def _digest(arrays):
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).reshape(-1).view("uint8"))
+    return digest.hexdigest()[:16]
+
+
+def _differences(then, now, name=""):
+    """["name then there, now now"] of two nested dicts; None is what one of them lacks."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [line for key in {**then, **now} for line in _differences(
+            then.get(key), now.get(key), f"{name}.{key}" if name else key)]
+    return [] if then == now else [f"{name} {then!r} there, {now!r} now"]
 
 
 # ---- variables
