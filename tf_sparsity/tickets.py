@@ -26,19 +26,26 @@ from tf_sparsity.optimizer import find_sparse_optimizer, innermost
 
 
 class TicketSearch:
-    """Searches a lottery ticket: a mask, and the early weights that train well under it.
+    r"""Searches a lottery ticket: a mask, and the early weights that train well under it.
 
-    With `ts.ContinuousSparsification` (Savarese et al., Algorithm 2): in each round weights and
-    soft mask train while beta rises anew. Between rounds s <- min(beta s, s0); weights are not
-    rewound, and the optimizer keeps its momentum (its learning rate schedule starts again). After
-    the last round the hard mask is taken.
+    With `ts.ContinuousSparsification` (Savarese et al.; the authors' `main.py`): in each round
+    weights and soft mask train while beta rises anew. Weights are not rewound between rounds, and
+    the optimizer keeps its momentum (its learning rate schedule starts again). Between rounds, and
+    after the last one:
 
-    With a mask method (iterative magnitude pruning, Frankle et al.): after each round the schedule's
-    final sparsity is pruned of what is left, so that round r leaves (1 - p)^r, and weights are
-    rewound; the next round has a new optimizer.
+    $$ s \leftarrow \min(\beta s, s_0),\ \beta \leftarrow 1; \qquad m = H(s) $$
 
-    Both end alike: weights are rewound to what they were after `rewind_step` steps and train for a
-    full run with a new optimizer under the mask, which is then a `ts.FixedMask`.
+    With a mask method (iterative magnitude pruning; Frankle and Carbin, open_lth): after each
+    round the share p, the schedule's final sparsity, of the weights that are left is pruned, the
+    smallest after training; weights are rewound, and the next round has a new optimizer. Of the n
+    weights of a kernel, or of all for "global" and "erk", round r leaves n_r:
+
+    $$ n_0 = n,\quad n_r = n_{r-1} - \text{round}(p\, n_{r-1}) \approx (1 - p)^r n $$
+
+    Both end alike: weights are rewound to theta_k, what they were after k = `rewind_step` steps,
+    and train for a full run with a new optimizer under the mask, then a `ts.FixedMask`:
+
+    $$ \text{weight} = \theta \odot m,\qquad \theta \leftarrow \theta_k $$
 
     Args:
       method: `ts.ContinuousSparsification(...)`, or a mask method whose schedule is complete at
@@ -73,9 +80,10 @@ class TicketSearch:
     assert ts.report(ticket.model).sparsity == 0.75
     ```
 
-    Reference: Savarese, Silva and Maire 2020, arXiv:1912.04427, Algorithm 2, and the authors'
-    repository; Frankle, Dziugaite, Roy and Carbin 2019, "Stabilizing the Lottery Ticket
-    Hypothesis", arXiv:1903.01611 (rewinding to step k), and the open_lth repository.
+    Reference: Savarese, Silva and Maire 2020, arXiv:1912.04427, and the authors' repository;
+    Frankle and Carbin 2019, arXiv:1803.03635; Frankle, Dziugaite, Roy and Carbin 2019,
+    "Stabilizing the Lottery Ticket Hypothesis", arXiv:1903.01611 (rewinding to step k), and the
+    open_lth repository.
 
     Deviations: training after rewinding starts its learning rate schedule and its data anew and
     takes the full number of steps, as Savarese et al. do (open_lth goes on from step k in both).
