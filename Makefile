@@ -8,9 +8,6 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
-# A thread for each process of the tests: they share the cores already.
-ONE_THREAD := TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 OMP_NUM_THREADS=1 \
-	XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 # Versions of LiteRT for test-arm; tflite-2.14.0 is its predecessor tflite-runtime.
 ARM_LITERT := 2.3.0 2.1.0 1.4.0 1.2.0 tflite-2.14.0
@@ -20,9 +17,15 @@ ARM_LITERT := 2.3.0 2.1.0 1.4.0 1.2.0 tflite-2.14.0
 demo: $(VENV)/demo.stamp
 	$(RUN) -m recipes.digits_demo
 
+# A thread for each process of the tests: they share the cores already.
+test test-slow: export TF_NUM_INTRAOP_THREADS := 1
+test test-slow: export TF_NUM_INTEROP_THREADS := 1
+test test-slow: export OMP_NUM_THREADS := 1
+test test-slow: export XLA_FLAGS := --xla_cpu_multi_thread_eigen=false
+
 test: $(VENV)/test.stamp
-	KERAS_BACKEND=tensorflow $(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) -m "not slow"
-	KERAS_BACKEND=jax $(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) -m "any_backend and not slow"
+	KERAS_BACKEND=tensorflow $(RUN) -m pytest -n $(WORKERS) -m "not slow"
+	KERAS_BACKEND=jax $(RUN) -m pytest -n $(WORKERS) -m "any_backend and not slow"
 
 test-slow: $(VENV)/test.stamp
 	$(RUN) -m pytest -m slow

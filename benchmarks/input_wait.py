@@ -14,9 +14,12 @@ import keras
 import numpy as np
 
 from benchmarks import measure
-from recipes import (imagenet, lenet, resnet50, resnet_cifar, sos_lenet_mnist, sos_resnet20_cifar,
-                     sos_resnet50_imagenet, sos_translation, sos_transformer_multi30k, training,
-                     translation)
+from recipes import (sos_lenet_mnist, sos_resnet20_cifar, sos_resnet50_imagenet,
+                     sos_transformer_multi30k)
+from recipes.data import imagenet, translation
+from recipes.networks import lenet, resnet50, resnet_cifar
+from recipes.running import training
+from recipes.shared import sos_translation
 
 SEED, GOAL = 0, 0.1
 ROUNDS = 5

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import tf_sparsity as ts
 from benchmarks import measure, step
-from recipes.resnet_cifar import resnet
+from recipes.networks.resnet_cifar import resnet
 
 ROOT = Path(__file__).parent.parent
 SEED = 0

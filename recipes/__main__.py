@@ -5,7 +5,8 @@ import sys
 from tflite_export.quiet import quiet
 
 with quiet():  # TensorFlow's first import
-    from recipes import configuration, page, plots, readme, registry, runner, sweep, tables
+    from recipes.reporting import page, plots, readme, tables
+    from recipes.running import configuration, registry, runner, sweep
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one

@@ -11,7 +11,9 @@ import keras
 import numpy as np
 
 import tf_sparsity as ts
-from recipes import arrays, lenet, results
+from recipes.data import arrays
+from recipes.networks import lenet
+from recipes.reporting import results
 
 RECIPE = "l0_mnist"
 

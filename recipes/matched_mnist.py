@@ -12,8 +12,10 @@ import sys
 import keras
 
 import tf_sparsity as ts
-from recipes import arrays, lenet, results
-from recipes.training import ranked_anew
+from recipes.data import arrays
+from recipes.networks import lenet
+from recipes.reporting import results
+from recipes.running.training import ranked_anew
 
 RECIPE = "matched_mnist"
 

@@ -18,7 +18,9 @@ from keras import layers
 
 import tf_sparsity as ts
 import tflite_export
-from recipes import arrays, results, training
+from recipes.data import arrays
+from recipes.reporting import results
+from recipes.running import training
 
 RECIPE = "mobilenet_cifar"
 

@@ -1,17 +1,19 @@
 """The State of Sparsity's techniques on LeNet-300-100 and LeNet-5-Caffe, MNIST.
 
 The paper has ResNet-50 and the Transformer only; its techniques, its masks' second lives and its
-sparsities are repeated here on networks that a processor trains in minutes. `recipes/sos.py` says
-what each technique does.
+sparsities are repeated here on networks that a processor trains in minutes.
+`recipes/shared/sos.py` says what each technique does.
 """
 
 import dataclasses
 
 import keras
 
-from recipes import arrays, lenet, sos
-from recipes.configuration import defaults, setting
-from recipes.registry import Difference
+from recipes.data import arrays
+from recipes.networks import lenet
+from recipes.running.configuration import defaults, setting
+from recipes.running.registry import Difference
+from recipes.shared import sos
 
 
 # Chosen in recipes/matched_mnist.py, before these runs; no paper compares the techniques on these

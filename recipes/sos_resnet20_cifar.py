@@ -2,7 +2,7 @@
 
 The paper has ResNet-50 on ImageNet. This is the network of He et al. 2016, section 4.2, at half its
 width, so that a processor trains it in minutes; `filters=16` is the published one.
-`recipes/sos.py` says what each technique does.
+`recipes/shared/sos.py` says what each technique does.
 """
 
 import dataclasses
@@ -10,10 +10,11 @@ import dataclasses
 import keras
 import numpy as np
 
-from recipes import arrays, sos
-from recipes.configuration import defaults, setting
-from recipes.registry import Difference
-from recipes.resnet_cifar import resnet
+from recipes.data import arrays
+from recipes.networks.resnet_cifar import resnet
+from recipes.running.configuration import defaults, setting
+from recipes.running.registry import Difference
+from recipes.shared import sos
 
 # He et al. 2016: batch, momentum, decay, falls of the rate at 1/2 and 3/4 of the run, padding by 4.
 BATCH = 128

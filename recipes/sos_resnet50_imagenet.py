@@ -1,8 +1,8 @@
 """The State of Sparsity's ResNet-50 on ImageNet, in full.
 
 The network, the pictures, the optimizer and the schedule are the paper's, and so are the settings
-of each technique at each sparsity where none are given: those of its best run. `recipes/sos.py`
-says what each technique does.
+of each technique at each sparsity where none are given: those of its best run.
+`recipes/shared/sos.py` says what each technique does.
 
 An epoch here is 1,310,720 pictures, 1.02 times those of ImageNet, so that 100 epochs are the
 paper's 128,000 steps of 1,024. All schedules are shares of the run: a shorter run, or another
@@ -15,10 +15,11 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from recipes import devices, sos
-from recipes.configuration import defaults, setting
-from recipes.registry import Difference
-from recipes.resnet50 import WIDTH, resnet
+from recipes.networks.resnet50 import WIDTH, resnet
+from recipes.running import devices
+from recipes.running.configuration import defaults, setting
+from recipes.running.registry import Difference
+from recipes.shared import sos
 
 # google-research/google-research, state_of_sparsity/sparse_rn50, unless said otherwise.
 STEPS = 128_000  # of a run, of BATCH pictures: rn50_baselines.csv
@@ -276,7 +277,7 @@ def compile(c, model, steps):
 
 def run(c, run):
     try:
-        from recipes import imagenet
+        from recipes.data import imagenet
     except ImportError as error:
         raise ValueError(f"ImageNet is read with {error.name}, which is not installed: pip install "
                          "tensorflow tensorflow-datasets importlib_resources") from error

@@ -7,9 +7,10 @@ The network, its training and its BLEU are those of the paper's Transformer
 
 import dataclasses
 
-from recipes import sos, sos_translation, translation
-from recipes.configuration import defaults
-from recipes.registry import Difference
+from recipes.data import translation
+from recipes.running.configuration import defaults
+from recipes.running.registry import Difference
+from recipes.shared import sos, sos_translation
 
 # Ours: no paper has this network. All techniques share them.
 EPOCHS = 10

@@ -1,8 +1,8 @@
 """The State of Sparsity's techniques on the Transformer, WMT14, English to German.
 
 The paper's second network, in full: tensor2tensor's transformer_base, 61,163,520 parameters, of
-which 61,083,648 are made sparse. `recipes/sos.py` says what each technique does,
-`recipes/transformer.py` what the network is. A run is 500,000 steps.
+which 61,083,648 are made sparse. `recipes/shared/sos.py` says what each technique does,
+`recipes/networks/transformer.py` what the network is. A run is 500,000 steps.
 
 Sources: "code" is google-research/google-research, state_of_sparsity; "csv" its result files, in
 recipes/published; "tensor2tensor" its transformer_base. What they leave open is marked assumed.
@@ -10,9 +10,10 @@ recipes/published; "tensor2tensor" its transformer_base. What they leave open is
 
 import dataclasses
 
-from recipes import sos, sos_translation, translation
-from recipes.configuration import defaults, setting
-from recipes.registry import Difference
+from recipes.data import translation
+from recipes.running.configuration import defaults, setting
+from recipes.running.registry import Difference
+from recipes.shared import sos, sos_translation
 
 STEPS = 500_000  # csv
 STEPS_OF_AN_EPOCH = 1000  # ours: how often a run is saved
@@ -31,7 +32,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 NONE, SMOOTHED, DROPPED = sos_translation.REGULARIZATIONS
 
 # The best run of the csv that is at least so sparse (half a point less is enough), as in
-# recipes/state_of_sparsity.py; chosen by the test BLEU that it reports.
+# recipes/reporting/state_of_sparsity.py; chosen by the test BLEU that it reports.
 # {sparsity: (begin, end, frequency in steps, regularization)}
 PRUNING = {
     "magnitude": {
@@ -97,7 +98,7 @@ DIFFERENCES = (
                "moving average over ten steps; it is divided by the number of training pairs "
                "used, the paper's by 4.5e6.",
                technique=("variational_dropout", "l0")),
-    Difference("BLEU is sacreBLEU's; tokenized_bleu is the paper's (recipes/bleu.py)."),
+    Difference("BLEU is sacreBLEU's; tokenized_bleu is the paper's (recipes/shared/bleu.py)."),
 )
 
 MEASURE = sos_translation.BLEU

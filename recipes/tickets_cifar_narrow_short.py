@@ -17,7 +17,9 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402
 
-from recipes import arrays, resnet_cifar, tickets  # noqa: E402
+from recipes.data import arrays  # noqa: E402
+from recipes.networks import resnet_cifar  # noqa: E402
+from recipes.shared import tickets  # noqa: E402
 
 RECIPE = "tickets_cifar_narrow_short"
 

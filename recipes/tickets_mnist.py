@@ -10,7 +10,9 @@ shows all results in the folder.
 import sys
 from functools import partial
 
-from recipes import arrays, lenet, tickets
+from recipes.data import arrays
+from recipes.networks import lenet
+from recipes.shared import tickets
 
 RECIPE = "tickets_mnist"
 

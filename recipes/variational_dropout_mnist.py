@@ -11,7 +11,9 @@ import sys
 import keras
 
 import tf_sparsity as ts
-from recipes import arrays, lenet, results
+from recipes.data import arrays
+from recipes.networks import lenet
+from recipes.reporting import results
 
 RECIPE = "variational_dropout_mnist"
 

@@ -36,6 +36,12 @@ ALLOWED = {
 }
 
 
+# The same of recipes/: what its recipes have in common
+RECIPES = {"running": set(), "reporting": {"running"}, "networks": {"running"},
+           "data": {"running", "networks"},
+           "shared": {"running", "reporting", "networks", "data"}}
+
+
 def module_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     return parts[0]
@@ -54,6 +60,13 @@ def imports(path):
     """The modules of this package that a file imports."""
     return {name.split(".")[1] for name in imported_names(path)
             if name.startswith("tf_sparsity.")}
+
+
+@pytest.mark.parametrize("package", RECIPES)
+def test_what_recipes_share_depends_one_way(package):
+    found = {name.split(".")[1] for path in (REPOSITORY / "recipes" / package).glob("*.py")
+             for name in imported_names(path) if name.startswith("recipes.")}
+    assert found - {package} == RECIPES[package]
 
 
 @pytest.mark.parametrize("module", ALLOWED)

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import tf_sparsity as ts
-from recipes import (arrays, l0_mnist, lenet, machine, matched_mnist, mobilenet_cifar, readme,
-                     resnet_cifar, results, tickets_cifar_narrow_short, tickets_mnist,
-                     variational_dropout_mnist)
+from recipes import (l0_mnist, matched_mnist, mobilenet_cifar, tickets_cifar_narrow_short,
+                     tickets_mnist, variational_dropout_mnist)
+from recipes.data import arrays
+from recipes.networks import lenet, resnet_cifar
+from recipes.reporting import readme, results
+from recipes.running import machine
 
 RECIPES = {module.RECIPE: module
            for module in (variational_dropout_mnist, l0_mnist, matched_mnist, tickets_mnist,

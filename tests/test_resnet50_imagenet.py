@@ -18,9 +18,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import tf_sparsity as ts
-from recipes import configuration, imagenet, runner, sos, sweep
 from recipes import sos_resnet50_imagenet as recipe
-from recipes.resnet50 import resnet
+from recipes.data import imagenet
+from recipes.networks.resnet50 import resnet
+from recipes.running import configuration, runner, sweep
+from recipes.shared import sos
 
 NAME = "sos_resnet50_imagenet"
 PUBLISHED = pathlib.Path(recipe.__file__).parent / "published"

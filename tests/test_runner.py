@@ -16,9 +16,12 @@ import pytest
 
 import tf_sparsity as ts
 from recipes import __main__ as command
-from recipes import (arrays, configuration, findings, machine, plots, readme, registry, runner, sos,
-                     sos_resnet20_cifar, state_of_sparsity, tables, training)
-from recipes.configuration import setting
+from recipes import sos_resnet20_cifar
+from recipes.data import arrays
+from recipes.reporting import findings, plots, readme, state_of_sparsity, tables
+from recipes.running import configuration, machine, registry, runner, training
+from recipes.running.configuration import setting
+from recipes.shared import sos
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAME = "sos_lenet_mnist"
@@ -231,7 +234,7 @@ def test_a_run_that_was_stopped_between_training_and_record_only_reports(run, tm
 CHILD = """
     import os, signal, sys
     import keras
-    from recipes import runner
+    from recipes.running import runner
 
     class Kill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -535,7 +538,7 @@ def test_results_that_are_kept(tmp_path):
     stored(runs, 3, 0.5, technique="dense", data="digits")
     with pytest.raises(ValueError, match="1 runs of .* are on digits, hash3 for one"):
         readme.keep(NAME, runs, kept)
-    marks = "".join(f"<!-- {name}: made by recipes/readme.py --><!-- end of {name} -->"
+    marks = "".join(f"<!-- {name}: made by recipes/reporting/readme.py --><!-- end of {name} -->"
                     for name in ("overview", *readme.PROGRAMS, NAME,
                                  *(f"findings, {table}" for table in findings.TABLES)))
     assert "| random | 0.5 | epochs=3 | 93.10 |" in readme.filled(marks, kept)
@@ -708,7 +711,7 @@ def test_runs_on_jax_with_keras_numpy_and_an_npz_alone(tmp_path):
     missing = run("seed=1")
     assert missing.returncode == 2
     assert "pip install tensorflow tensorflow-datasets" in missing.stderr
-    assert "python -m recipes.arrays mnist FOLDER" in missing.stderr
+    assert "python -m recipes.data.arrays mnist FOLDER" in missing.stderr
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes the logs")

@@ -12,7 +12,8 @@ import keras
 import pytest
 
 from recipes import __main__ as command
-from recipes import runner, sos_lenet_mnist, sweep
+from recipes import sos_lenet_mnist
+from recipes.running import runner, sweep
 
 pytest.importorskip("keras_tuner")
 # keras-tuner 1.4 calls threading.currentThread().getName()

@@ -15,10 +15,13 @@ import pytest
 from keras import ops
 
 import tf_sparsity as ts
-from recipes import (beam, bleu, configuration, runner, sos,
-                     sos_transformer_multi30k, sos_transformer_wmt14, sos_translation,
-                     state_of_sparsity, sweep, tables, transformer, translation)
-from recipes.transformer import END, PAD
+from recipes import sos_transformer_multi30k, sos_transformer_wmt14
+from recipes.data import translation
+from recipes.networks import transformer
+from recipes.networks.transformer import END, PAD
+from recipes.reporting import state_of_sparsity, tables
+from recipes.running import configuration, runner, sweep
+from recipes.shared import beam, bleu, sos, sos_translation
 
 NAME = "sos_transformer_wmt14"
 SIZE = transformer.Size(vocabulary=20, width=8, hidden=16, heads=2, layers=2)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from recipes import sweep as sweeps
+from recipes.running import sweep as sweeps
 
 CHIEF = "chief"
 POLL = 0.2  # seconds

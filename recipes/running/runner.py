@@ -15,9 +15,9 @@ from pathlib import Path
 
 import keras
 
-from recipes import configuration as settings
-from recipes import eventlog, machine, registry, training
-from recipes.files import read_json, replacing, write_json
+from recipes.running import configuration as settings
+from recipes.running import eventlog, machine, registry, training
+from recipes.running.files import read_json, replacing, write_json
 
 RUNS = "runs"
 # Where things lie on a machine, and what is written beside the record, is no setting of a run.

@@ -1,8 +1,8 @@
 """The data of the recipes as plain arrays: from tensorflow-datasets, or from a prepared .npz.
 
-`python -m recipes.arrays mnist FOLDER` writes FOLDER/mnist.npz, which a machine without TensorFlow
-reads with `data_dir=FOLDER`. Its keys are x_train, y_train, x_test and y_test, those of the file
-that `keras.datasets.mnist.load_data()` downloads.
+`python -m recipes.data.arrays mnist FOLDER` writes FOLDER/mnist.npz, which a machine without
+TensorFlow reads with `data_dir=FOLDER`. Its keys are x_train, y_train, x_test and y_test, those of
+the file that `keras.datasets.mnist.load_data()` downloads.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.files import replacing
+from recipes.running.files import replacing
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "digits": (28, 28, 1)}
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
@@ -77,7 +77,7 @@ def _read(name, data_dir):
             missing = [key for key in KEYS if key not in file]
             if missing:
                 raise ValueError(f"{path} has no {', '.join(missing)}. It needs {', '.join(KEYS)}: "
-                                 f"python -m recipes.arrays {name} {data_dir}")
+                                 f"python -m recipes.data.arrays {name} {data_dir}")
             return [file[key] for key in KEYS]
     if name == "digits":
         try:
@@ -117,8 +117,8 @@ def _missing(name, data_dir, package, error):
             f"{str(error).splitlines()[0] if str(error) else ''}), and there is no "
             f"{folder}/{name}.npz.\n"
             f"  install:  {install}\n{fetch}"
-            f"  without TensorFlow: python -m recipes.arrays {name} FOLDER on a machine that has "
-            "the data; copy the folder, and give data_dir=FOLDER")
+            f"  without TensorFlow: python -m recipes.data.arrays {name} FOLDER on a machine that "
+            "has the data; copy the folder, and give data_dir=FOLDER")
 
 
 def _image(array, name):
@@ -142,7 +142,7 @@ def _reshaped(images, shape):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m recipes.arrays", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.data.arrays", description=__doc__)
     parser.add_argument("name", choices=list(SHAPES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-dir", default=None, help="where tensorflow-datasets has it")

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import tf_sparsity as ts
-from recipes.files import read_json, write_json
+from recipes.running.files import read_json, write_json
 
 
 class Batches(keras.utils.PyDataset):

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from recipes import training
+from recipes.running import training
 
 
 def lenet300():

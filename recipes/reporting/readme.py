@@ -6,14 +6,16 @@ complete to recipes/results/, as RECIPE/HASH/record.json, and draws their plots.
 
 import importlib
 
-from recipes import configuration as settings
-from recipes import findings, plots, registry, results, runner, tables
-from recipes.files import replacing, write_json
+from recipes.reporting import findings, plots, results, tables
+from recipes.running import configuration as settings
+from recipes.running import registry, runner
+from recipes.running.files import replacing, write_json
 
 README = results.FOLDER.parent / "README.md"
 # Those that are programs of their own and have a table.
 PROGRAMS = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
             "tickets_cifar_narrow_short", "mobilenet_cifar")
+MAKER = "recipes/reporting/readme.py"
 PLOTS = {"relative_loss.png": plots.loss, "layers.png": plots.layers}
 
 
@@ -42,7 +44,7 @@ def keep(name, runs_dir, folder=results.FOLDER):
 def filled(text, folder=results.FOLDER):
     """`text` with each recipe's table, between its two marks, made from the result files."""
     for name, table in _tables(folder).items():
-        begin, end = f"<!-- {name}: made by recipes/readme.py -->", f"<!-- end of {name} -->"
+        begin, end = f"<!-- {name}: made by {MAKER} -->", f"<!-- end of {name} -->"
         if begin not in text:
             raise ValueError(f"{README.name} has no place for the table of {name}: {begin} ... "
                              f"{end}")

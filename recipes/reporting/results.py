@@ -16,10 +16,10 @@ from pathlib import Path
 
 import keras
 
-from recipes import machine
-from recipes.files import write_json
+from recipes.running import machine
+from recipes.running.files import write_json
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent.parent / "results"
 UNFINISHED = Path("runs") / "unfinished"
 LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no setting
 

@@ -4,7 +4,7 @@ import csv
 import statistics
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "published"
+FOLDER = Path(__file__).parent.parent / "published"
 TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 SHORT = 0.005  # a run counts for a target that it misses by this much
 THRESHOLDS = [f"{t / 2:.1f}" for t in range(11)]  # at which variational dropout was evaluated

@@ -3,9 +3,10 @@
 import statistics
 from pathlib import Path
 
-from recipes import configuration as settings
-from recipes import machine, registry, results, runner
-from recipes.files import read_json
+from recipes.reporting import results
+from recipes.running import configuration as settings
+from recipes.running import machine, registry, runner
+from recipes.running.files import read_json
 
 
 def columns(measure):

@@ -6,7 +6,7 @@ n being their number of words, the end among them.
 
 import numpy as np
 
-from recipes.transformer import END, PAD
+from recipes.networks.transformer import END, PAD
 
 BEAM, ALPHA = 4, 0.6  # tensor2tensor's defaults, which the paper's decoding has
 LONGER = 50  # words that a translation may have more than its source; tensor2tensor's

@@ -1,6 +1,6 @@
 """What the recipes of the paper's Transformer have in common: settings, training, BLEU.
 
-`recipes/sos.py` says what each technique does. All kernels of the network are made sparse, the
+`recipes/shared/sos.py` says what each technique does. All kernels of the network are made sparse, the
 matrix of words and softmax with them; biases and normalisation are not.
 """
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import keras
 
-from recipes import bleu, sos, transformer, translation
-from recipes.beam import ALPHA, BEAM, translate
-from recipes.configuration import setting
-from recipes.registry import Measure
+from recipes.data import translation
+from recipes.networks import transformer
+from recipes.running.configuration import setting
+from recipes.running.registry import Measure
+from recipes.shared import bleu, sos
+from recipes.shared.beam import ALPHA, BEAM, translate
 
 BLEU = Measure("bleu", "test BLEU")
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes import configuration as settings
-from recipes import registry, runner, state_of_sparsity, tables
-from recipes.files import replacing
+from recipes.reporting import state_of_sparsity, tables
+from recipes.running import configuration as settings
+from recipes.running import registry, runner
+from recipes.running.files import replacing
 
 LINES = ("-", "--", ":", "-.")  # of several curves of a technique
 OPTIONS = {"runs_dir": runner.RUNS, "out": None}
@@ -147,7 +148,9 @@ def _legend(figure, panels):
     places = {label.rpartition(" (")[2] for _, label in found if label.endswith(")")}
     entries = {}
     for handle, label in found:
-        entries.setdefault(label.rpartition(" (")[0] or label if len(places) == 1 else label, handle)
+        if len(places) == 1:
+            label = label.rpartition(" (")[0] or label
+        entries.setdefault(label, handle)
     figure.legend(entries.values(), entries, loc="outside lower center", ncols=4, fontsize=8,
                   handlelength=4)
 

@@ -2,7 +2,7 @@
 
 import re
 
-from recipes.translation import TARGET, package
+from recipes.data.translation import TARGET, package
 
 
 def bleu(translations, references):

@@ -7,7 +7,8 @@ one, or the same with BLEU. Published ones are the best of many runs, chosen by 
 
 import statistics
 
-from recipes import registry, results, state_of_sparsity, tables
+from recipes.reporting import results, state_of_sparsity, tables
+from recipes.running import registry
 
 LEADERS = ("magnitude", "variational_dropout", "l0", "random")
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)

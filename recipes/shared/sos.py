@@ -23,8 +23,8 @@ import keras
 import numpy as np
 
 import tf_sparsity as ts
-from recipes.configuration import setting
-from recipes.training import Batches, Order, for_fit, ranked_anew
+from recipes.running.configuration import setting
+from recipes.running.training import Batches, Order, for_fit, ranked_anew
 
 PRUNED = ("random", "magnitude")
 LEARNED = ("variational_dropout", "l0", "continuous_sparsification")

@@ -9,7 +9,8 @@ from typing import Callable, NamedTuple
 import keras
 
 import tf_sparsity as ts
-from recipes import results, training
+from recipes.reporting import results
+from recipes.running import training
 
 CS, IMP, GMP = "continuous sparsification", "iterative pruning", "gradual pruning"
 

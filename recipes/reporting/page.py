@@ -5,9 +5,10 @@ import io
 from html import escape
 from pathlib import Path
 
-from recipes import configuration as settings
-from recipes import plots, registry, tables
-from recipes.files import replacing
+from recipes.reporting import plots, tables
+from recipes.running import configuration as settings
+from recipes.running import registry
+from recipes.running.files import replacing
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff; }

@@ -1,8 +1,8 @@
 """Aligned text: from files or tensorflow-datasets, as subwords, in batches of so many words.
 
 Aligned text is two files, NAME.en and NAME.de (or NAME.en.gz), a sentence a line, UTF-8.
-`python -m recipes.translation wmt14 FOLDER` writes WMT14 as such files, which a machine without
-TensorFlow reads with `data_dir=FOLDER`.
+`python -m recipes.data.translation wmt14 FOLDER` writes WMT14 as such files, which a machine
+without TensorFlow reads with `data_dir=FOLDER`.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from recipes.files import replacing
-from recipes.transformer import END, PAD
+from recipes.networks.transformer import END, PAD
+from recipes.running.files import replacing
 
 SOURCE, TARGET = "en", "de"
 UNKNOWN = 2  # word of what the vocabulary lacks
@@ -89,8 +89,8 @@ def read_wmt14(data_dir):
             "  install:  pip install tensorflow tensorflow-datasets importlib_resources\n"
             f"  download: python -c \"import tensorflow_datasets as tfds; tfds.load('{WMT14}'"
             f"{where})\"\n"
-            "  without TensorFlow: python -m recipes.translation wmt14 FOLDER on a machine that "
-            "has the data; copy the folder, and give data_dir=FOLDER") from error
+            "  without TensorFlow: python -m recipes.data.translation wmt14 FOLDER on a machine "
+            "that has the data; copy the folder, and give data_dir=FOLDER") from error
     return {name: _columns(tfds.as_numpy(rows)) for name, rows in zip(WMT14_SPLITS, loaded)}
 
 
@@ -251,7 +251,7 @@ class TokenBatches(keras.utils.PyDataset):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m recipes.translation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.data.translation", description=__doc__)
     parser.add_argument("name", choices=["wmt14"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-dir", default=None, help="where tensorflow-datasets has it")

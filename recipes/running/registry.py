@@ -14,7 +14,7 @@
 import dataclasses
 import importlib
 
-from recipes.configuration import nearest
+from recipes.running.configuration import nearest
 
 RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar", "sos_resnet50_imagenet",
            "sos_transformer_wmt14", "sos_transformer_multi30k")

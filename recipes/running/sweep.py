@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 
-from recipes import configuration as settings
-from recipes import registry, runner
-from recipes.files import read_json, write_json
+from recipes.running import configuration as settings
+from recipes.running import registry, runner
+from recipes.running.files import read_json, write_json
 
 TUNERS = ("grid", "random", "bayesian", "hyperband")
 FACTOR = 3  # of Hyperband: a third of the trials goes on with three times the epochs
@@ -310,7 +310,7 @@ def run(name, words):
     keras_tuner()  # or the pip line
     role = os.environ.get("KERASTUNER_TUNER_ID")  # set by the launcher, or by hand
     if role is None and (sweep.options.workers > 1 or sweep.options.chief):
-        from recipes import workers
+        from recipes.running import workers
 
         workers.launch(sweep)
     else:

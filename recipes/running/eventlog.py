@@ -5,8 +5,8 @@ import importlib
 import keras
 
 import tf_sparsity as ts
-from recipes import configuration as settings
-from recipes import registry
+from recipes.running import configuration as settings
+from recipes.running import registry
 
 WRITTEN = "written"
 MISSING = "not written: {} is not installed (pip install tensorflow tensorboard)"

@@ -1,0 +1,1 @@
+"""The data that they are trained on."""

@@ -1,0 +1,1 @@
+"""What runs have come to, beside the published numbers: tables, plots, pages."""

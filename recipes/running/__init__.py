@@ -1,0 +1,1 @@
+"""How an experiment is run: its settings, one run in a folder of its own, sweeps of many."""

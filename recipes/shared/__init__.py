@@ -1,0 +1,1 @@
+"""What several recipes have in common: techniques, tickets, translation."""
