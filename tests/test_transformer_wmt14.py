@@ -516,6 +516,21 @@ class Leave(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def test_what_is_learned_by_heart_is_translated(tmp_path):
+    """Ten sentences that are trained on and tested on: encoding, training, beam search, decoding
+    and BLEU together."""
+    pytest.importorskip("sentencepiece")
+    for name, (language, lines) in itertools.product(
+            ("train", "validation", "test"), zip(("en", "de"), pairs(10, 0))):
+        (tmp_path / f"{name}.{language}").write_text("\n".join(lines) + "\n", "utf-8")
+    options, configured = runner.parse(NAME, [
+        "data=files", "technique=dense", "regularization=none", "vocabulary=64", "width=32",
+        "hidden=64", "heads=2", "layers=1", "batch=256", "epochs=1", "steps=150", "rate=1",
+        "rate_warm_up=60", "tensorboard=no", f"data_dir={tmp_path}", f"runs_dir={tmp_path}"])
+    report = runner.run(NAME, configured, options)["report"]
+    assert round(report["bleu"], 6) == round(report["tokenized_bleu"], 6) == 100
+
+
 def interrupted(run, tmp_path, *words_):
     """The records of a run and of the same run, left in its second epoch and called again."""
     straight = run(*words_, into=tmp_path / "straight")
