@@ -11,7 +11,7 @@ from recipes.reporting import results, state_of_sparsity, tables
 from recipes.running import registry
 
 LEADERS = ("magnitude", "variational_dropout", "l0", "random")
-SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SECOND_LIVES = ("lottery", "scratch_e", "scratch_b")
 MASK_SPARSITIES = (0.8, 0.9, 0.95)
 # Top-1 accuracy of the published checkpoints of extended magnitude pruning, ResNet-50: README.md
@@ -153,13 +153,14 @@ def places(ours, sparsity=0.9):
 
 
 def headlines(name, folder=results.FOLDER, wanted=0.9):
-    """(what, paper, published, ours, its runs) of each network of a recipe that has kept runs, at
-    the sparsity that is nearest to the wanted one."""
+    """(what, paper, published, ours, its runs) of each network of a recipe that has kept runs: at
+    the sparsity that most techniques were run at, and of those the nearest to the wanted one."""
     for network, (of_recipe, _) in NETWORKS.items():
         one = Ours(network, folder) if of_recipe == name else None
         if not one or not one.losses:
             continue
-        near = min((s for _, s, _ in one.losses), key=lambda s: abs(s - wanted))
+        near = max({s for _, s, _ in one.losses}, key=lambda s: (
+            sum(one.loss(t, s) is not None for t in LEADERS), -abs(s - wanted)))
         published = "; ".join(
             f"{theirs}: " + _ranked({t: _published(theirs, t, near) for t in LEADERS
                                      if t in state_of_sparsity.FILES[theirs]})
