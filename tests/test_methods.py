@@ -344,6 +344,30 @@ def test_variance_is_clipped_with_log_alpha():
                                [9 * np.exp(-2), np.exp(1.0), 9 * np.exp(2)], rtol=1e-5)
 
 
+def test_the_gradient_of_the_variance_in_closed_form():
+    """sigma^2 = exp(log sigma^2) within the clip: d/dlog sigma^2 is sigma^2, d/dtheta 0. Beyond it
+    sigma^2 = (theta^2 + 1e-8) exp(+-2): 0 and 2 theta exp(+-2). exp(90) is beyond float32."""
+    method = ts.VariationalDropout(10, clip_log_alpha=2.0)
+    theta = np.array([3.0, -3.0, 0.5, 0.0, 3.0])
+    log_sigma2 = np.array([1.0, -90.0, 90.0, 90.0, 3e38])
+    d_theta, d_log_sigma2 = oracles.gradient(
+        lambda t, s: ops.sum(method.variance(t, {"log_sigma2": s})), theta, log_sigma2)
+    np.testing.assert_allclose(d_log_sigma2, [np.exp(1), 0, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        d_theta, [0, -6 * np.exp(-2), np.exp(2), 0, 6 * np.exp(2)], rtol=1e-5)
+
+
+def test_a_log_variance_of_90_still_trains():
+    """One compiled step: weight, variance and loss stay finite."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model = ts.sparsify(model, ts.VariationalDropout(10))
+    model.layers[0].state["kernel"]["log_sigma2"].assign(np.full((2, 3), 90.0))
+    model.compile(keras.optimizers.SGD(1e-6), "mse")
+    loss = model.train_on_batch(np.ones((4, 2)), np.ones((4, 3)))
+    assert np.isfinite(loss)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
 def test_a_weight_of_zero_is_finite_and_pruned():
     """theta = 0: log alpha = -10 + 8 log 10 = 8.4, with the 1e-8 that the authors' code lacks in
     places."""
@@ -369,9 +393,45 @@ def test_the_coefficient_warms_up():
 
 
 @pytest.mark.parametrize("arguments, said", [
-    ({"gamma": -0.005, "zeta": 1.005}, "no gate could ever close"),
+    ({"gamma": -0.005, "zeta": 1.005}, "no gate could ever close. Take gamma further from 0"),
+    ({"gamma": -200.0}, "log alpha = 5.20, and .* no gate could ever open. Take gamma nearer to 0"),
     ({"initial_keep": 0.999}, "initial_keep is in"),
     ({"initial_keep": 0.001}, "initial_keep is in")])
 def test_l0_refuses_what_the_clamp_of_log_alpha_forbids(arguments, said):
     with pytest.raises(ValueError, match=said):
         ts.L0Regularization(10, **arguments)
+
+
+CONSTRUCTORS = {
+    "vd": lambda **kwargs: ts.VariationalDropout(**{"num_samples": 10, **kwargs}),
+    "l0": lambda **kwargs: ts.L0Regularization(**{"num_samples": 10, **kwargs}),
+    "cs": lambda **kwargs: ts.ContinuousSparsification(10, **kwargs)}
+NUMBERS = {
+    "vd": ("num_samples", "scale", "threshold", "initial_log_sigma2", "clip_log_alpha",
+           "target_sparsity"),
+    "l0": ("num_samples", "scale", "initial_keep", "l2", "beta", "gamma", "zeta",
+           "target_sparsity"),
+    "cs": ("final_beta", "s0", "scale", "target_sparsity")}
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39], ids=str)
+@pytest.mark.parametrize(("name", "argument"), [(n, a) for n in NUMBERS for a in NUMBERS[n]])
+def test_numbers_are_finite(name, argument, value):
+    with pytest.raises(ValueError, match=rf"{argument} must be a finite number, in float32 too. "
+                       rf"Received: {argument}={value!r}".replace("+", r"\+")):
+        CONSTRUCTORS[name](**{argument: value})
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, 51.0, 1000.0])
+def test_log_alpha_is_clipped_within_what_float32_holds(clip):
+    with pytest.raises(ValueError, match=rf"clip_log_alpha is in \(0, 50\].*={clip}"):
+        ts.VariationalDropout(10, clip_log_alpha=clip)
+    method = ts.VariationalDropout(10, clip_log_alpha=50)
+    variance = method.variance(np.float32(1e3), {"log_sigma2": np.float32(90)})
+    assert np.isfinite(ops.convert_to_numpy(variance))
+
+
+def test_a_mask_is_not_divided_by_zero():
+    with pytest.raises(ValueError, match="s0 must be >= -50. Received: s0=-1000.0"):
+        ts.ContinuousSparsification(10, s0=-1000.0, rescale=True)
+    assert ts.ContinuousSparsification(10, s0=-1000.0)._factor == 1

@@ -24,6 +24,7 @@ from tf_sparsity import masks
 from tf_sparsity.schedule import as_schedule
 
 
+LARGEST = float(np.finfo("float32").max)
 STEP, UPDATED = 0, 1  # positions in a clock: steps so far, last step whose updates have run
 
 
@@ -382,12 +383,15 @@ def _values(variable):
 
 
 def check_number(name, value, least=-math.inf, whole=False):
-    """Raises TypeError or ValueError unless `value` is a number, at least `least`."""
+    """Raises TypeError or ValueError unless `value` is a finite number, at least `least`."""
     kind = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         raise TypeError(f"{name} must be {'an integer' if whole else 'a number'}. "
                         f"Received: {name}={value!r}")
-    if not value >= least:
+    if not -LARGEST <= value <= LARGEST:  # nor is NaN
+        raise ValueError(f"{name} must be a finite number, in float32 too. "
+                         f"Received: {name}={value!r}")
+    if value < least:
         raise ValueError(f"{name} must be >= {least}. Received: {name}={value!r}")
 
 

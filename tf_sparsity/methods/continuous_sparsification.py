@@ -10,6 +10,7 @@ from tf_sparsity.method import Spec, check_flag, check_number
 from tf_sparsity.schedule import Ramp
 
 
+LEAST_RESCALED = -50  # exp(50) is 5e21
 LEAST = 1e-20  # of a soft mask that a rank keeps: far from 0 in float32, whatever theta is
 
 
@@ -26,8 +27,9 @@ class ContinuousSparsification(LearnedMethod):
       anneal_steps: T, the steps over which beta goes from 1 to `final_beta`; integer >= 1. None:
         the length of the first `fit`, which is then part of the model's configuration.
       final_beta: the last inverse temperature, >= 1.
-      s0: where s starts; positive keeps more, negative prunes more. With `s0=0` the hard mask of
-        an untrained model is empty (H(0) = 0).
+      s0: where s starts, any finite number (>= -50 with `rescale`). Positive keeps more, negative
+        prunes more: the authors' advice is 0.1 for less sparse and -0.1 for very sparse. With
+        `s0=0` the hard mask of an untrained model is empty (H(0) = 0).
       scale: lambda >= 0, per weight (the sum is not divided by the number of weights).
       rescale: divide soft and hard mask by sigma(s0), so that training starts at weight = theta;
         R then sums that soft mask.
@@ -49,7 +51,8 @@ class ContinuousSparsification(LearnedMethod):
     ```
 
     Reference: Savarese, Silva and Maire 2020, "Winning the Lottery with Continuous
-    Sparsification", arXiv:1912.04427; the defaults are those of the authors' repository.
+    Sparsification", arXiv:1912.04427; masks, penalty, beta and defaults are those of the authors'
+    repository.
 
     Deviations: beta moves every `frequency` steps (the authors: once an epoch). Evaluation during
     training uses the hard mask (the authors: the soft one until the last round is over).
@@ -65,6 +68,9 @@ class ContinuousSparsification(LearnedMethod):
         check_number("s0", s0)
         check_number("scale", scale, least=0)
         check_flag("rescale", rescale)
+        if rescale and s0 < LEAST_RESCALED:
+            raise ValueError(f"With rescale=True masks are divided by sigmoid(s0): s0 must be >= "
+                             f"{LEAST_RESCALED}. Received: {s0=}")
         super().__init__(scale, None, target_sparsity, reach, frequency)
         self.anneal_steps = anneal_steps
         self.final_beta, self.s0 = float(final_beta), float(s0)

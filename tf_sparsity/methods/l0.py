@@ -35,12 +35,13 @@ class L0Regularization(LearnedMethod):
     log alpha <= log(-gamma / zeta) = -2.398.
 
     Args:
-      num_samples: N, the number of training examples, > 0.
+      num_samples: N, the number of training examples, >= 1.
       scale: lambda, the price of a weight, >= 0.
       ramp: r(t), a `ts.Ramp`, or None for 1 from the first step on.
       group: what a gate is for: "weight", "in" (an input unit), "out" (an output unit or channel)
         or "head" (of an attention projection).
-      initial_keep: sigmoid(log alpha) at the start, in (0, 1); log alpha ~ N(its logit, 0.01^2).
+      initial_keep: sigmoid(log alpha) at the start, in [0.0099, 0.9901], for log alpha is clamped
+        to [log 0.01, log 100]; log alpha ~ N(its logit, 0.01^2).
       l2: weight decay through the gates, >= 0: a weight pays it as far as its gate is open.
       hard_mask: compute with the gate 0 or 1 in training as in evaluation, and let the gradient
         pass as if it were `sigmoid(log alpha) (zeta - gamma) + gamma` (straight-through). Without
@@ -90,12 +91,12 @@ class L0Regularization(LearnedMethod):
         if not (beta > 0 and gamma < 0 and zeta > 1):
             raise ValueError("The hard concrete distribution needs beta > 0, gamma < 0 and "
                              f"zeta > 1. Received: {beta=}, {gamma=}, {zeta=}")
-        if math.log(-gamma / zeta) <= LOG_ALPHA_RANGE[0]:
-            raise ValueError(f"With {gamma=} and {zeta=} a gate of evaluation is 0 below log alpha "
-                             f"= {math.log(-gamma / zeta):.2f}, and log alpha is clamped at "
-                             f"{LOG_ALPHA_RANGE[0]:.2f}: no gate could ever close. Take gamma "
-                             "further from 0.")
-        low, high = LOG_ALPHA_RANGE
+        (low, high), closed = LOG_ALPHA_RANGE, math.log(-gamma) - math.log(zeta)
+        if not low < closed < high:
+            never, way = ("close", "further from") if closed <= low else ("open", "nearer to")
+            raise ValueError(f"With {gamma=} and {zeta=} a gate of evaluation is 0 up to log alpha "
+                             f"= {closed:.2f}, and log alpha is clamped to [{low:.2f}, {high:.2f}]:"
+                             f" no gate could ever {never}. Take gamma {way} 0.")
         if not low <= math.log(initial_keep / (1 - initial_keep)) <= high:
             raise ValueError("log alpha is clamped to [log 0.01, log 100], so that initial_keep is "
                              f"in [0.0099, 0.9901]. Received: {initial_keep=}")

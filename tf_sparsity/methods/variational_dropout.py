@@ -1,7 +1,5 @@
 """Sparse variational dropout (Molchanov, Ashukha and Vetrov 2017)."""
 
-import math
-
 import keras
 from keras import ops
 
@@ -10,6 +8,7 @@ from tf_sparsity.learned import LearnedMethod
 from tf_sparsity.method import Spec, check_flag, check_number
 
 EPSILON = 1e-8
+MOST_CLIP = 50  # exp(50) is 5e21
 
 
 @keras.saving.register_keras_serializable(package="tf_sparsity")
@@ -24,13 +23,15 @@ class VariationalDropout(LearnedMethod):
     weight = theta where log alpha < threshold, else 0.
 
     Args:
-      num_samples: N, the number of training examples, > 0: the loss that Keras minimises is a mean
+      num_samples: N, the number of training examples, >= 1: the loss that Keras minimises is a mean
         over examples, and so must be the KL's share.
       scale: factor of the KL, >= 0.
       ramp: r(t), a `ts.Ramp`, or None for 1 from the first step on.
-      threshold: log alpha from which on a weight is pruned; 3 is a dropout rate of 0.95.
-      initial_log_sigma2: where log sigma^2 starts. Lower is closer to the dense layer.
-      clip_log_alpha: log alpha is kept within this distance of 0 in training, > 0.
+      threshold: log alpha from which on a weight is pruned, any finite number; 3 is a dropout rate
+        alpha / (1 + alpha) of 0.95. From `clip_log_alpha` on the KL does not push weights across.
+      initial_log_sigma2: where log sigma^2 starts, any finite number; -15 to -10 is usual. Lower is
+        closer to the dense layer.
+      clip_log_alpha: log alpha is kept within this distance of 0 in training, in (0, 50].
       train_clip: compute with a mean of 0 where log alpha is at or above the threshold in training
         as in evaluation; sigma^2 stays. The authors do so for LeNets: what is given up gets no
         gradient of the data through its mean.
@@ -73,8 +74,9 @@ class VariationalDropout(LearnedMethod):
         check_number("threshold", threshold)
         check_number("initial_log_sigma2", initial_log_sigma2)
         check_number("clip_log_alpha", clip_log_alpha)
-        if not clip_log_alpha > 0:
-            raise ValueError(f"clip_log_alpha must be > 0. Received: {clip_log_alpha=}")
+        if not 0 < clip_log_alpha <= MOST_CLIP:
+            raise ValueError(f"clip_log_alpha is in (0, {MOST_CLIP}]: sigma^2 is up to exp of it "
+                             f"times theta^2, in float32. Received: {clip_log_alpha=}")
         check_flag("train_clip", train_clip)
         super().__init__(scale / num_samples, ramp, target_sparsity, reach, frequency)
         self.num_samples, self.scale = num_samples, float(scale)
@@ -101,9 +103,10 @@ class VariationalDropout(LearnedMethod):
 
     def variance(self, theta, state):
         """sigma^2 of training: exp(log sigma^2), with log alpha clipped."""
-        theta2 = ops.square(theta) + EPSILON
-        return ops.clip(ops.exp(state["log_sigma2"]), theta2 * math.exp(-self.clip_log_alpha),
-                        theta2 * math.exp(self.clip_log_alpha))
+        # Before exp, which overflows at 89: the gradient of a clipped infinity is NaN.
+        log_theta2 = ops.log(ops.square(theta) + EPSILON)
+        return ops.exp(ops.clip(state["log_sigma2"], log_theta2 - self.clip_log_alpha,
+                                log_theta2 + self.clip_log_alpha))
 
     def mean(self, theta, state):
         """The mean of a weight in training."""
