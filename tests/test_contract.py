@@ -15,7 +15,9 @@ import tf_sparsity as ts
 
 # Runs cut short are the subject of several tests; tests/test_update.py tests the warning itself.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*ends its schedule at step:UserWarning"),
-              pytest.mark.filterwarnings("ignore:.*schedule at step:UserWarning")]
+              pytest.mark.filterwarnings("ignore:.*schedule at step:UserWarning"),
+              # nor is a controller's: 12 steps are too few for it
+              pytest.mark.filterwarnings("ignore:.*was asked for a sparsity of:UserWarning")]
 
 STEPS, EPOCHS = 6, 2  # steps per epoch; epochs of a full run
 END = 10  # where every schedule ends, inside the second epoch
@@ -87,8 +89,11 @@ METHODS = {
     "L0Regularization in, rank": (
         lambda final=None: ts.L0Regularization(48, group="in", target_sparsity=0.75), None),
     "L0Regularization controller": (
-        lambda final=None: ts.L0Regularization(48, target_sparsity=0.75, reach="controller",
-                                               frequency=2), None),
+        lambda final=None: ts.L0Regularization(48, ramp=ts.Ramp(0, END), target_sparsity=0.75,
+                                               reach="controller"), None),
+    "ContinuousSparsification controller": (
+        lambda final=None: ts.ContinuousSparsification(
+            END, s0=0.01, scale=1e-3, target_sparsity=0.75, reach="controller"), None),
 }
 # Fixed sparsity, so there is no such thing as sparsity 0.
 ALWAYS_SPARSE = {"MagnitudePruning 1:4"}

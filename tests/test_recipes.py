@@ -54,6 +54,7 @@ def test_smoke_run_of_l0(tmp_path, model):
     assert list(l0_mnist.differences(result))
 
 
+@pytest.mark.filterwarnings("ignore:.*was asked for a sparsity of")  # as short as it is
 @pytest.mark.parametrize("reach", ["rank",
                                    pytest.param("controller", marks=pytest.mark.slow)])
 def test_smoke_run_of_the_matched_comparison(tmp_path, reach):

@@ -36,7 +36,8 @@ class SparsityUpdate(keras.callbacks.Callback):
         probe data and there is none, or (at an update) a weight is NaN.
 
     Warns:
-      UserWarning: before the first step, if the run is too short for a schedule.
+      UserWarning: before the first step, if the run is too short for a schedule; after the last
+        one, if a controller has missed the sparsity it was asked for (see docs/methods.md).
 
     Example:
 
@@ -116,6 +117,8 @@ class SparsityUpdate(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.updater.end_epoch()  # an average of the weights may have taken their place by now
         self.updater.running = False
+        for text in self.updater.unmet():
+            warnings.warn(text, stacklevel=2)
 
     def _last_step(self, epoch):
         """The step at which this fit will end, None where the number of steps is unknown."""

@@ -177,6 +177,11 @@ class Method(ABC):
         """Makes a trained state the start of the next round of `ts.TicketSearch`."""
         raise NotImplementedError(f"{type(self).__name__} has no rounds")
 
+    def unmet(self, slots: Sequence[Slot], step: int) -> str | None:
+        """For a run that ends at `step`: what was asked for and not reached, and what to do about
+        it; None where all is well."""
+        return None
+
     @abstractmethod
     def get_config(self) -> dict:
         """Every constructor argument, serialisable."""

@@ -179,6 +179,12 @@ class Updater:
         for method, slots in group_by_method(self.slots()):
             method.end_epoch(slots, step)
 
+    def unmet(self):
+        """A sentence for each method that has not reached what it was asked for."""
+        step = self.now()
+        texts = [method.unmet(slots, step) for method, slots in group_by_method(self.slots())]
+        return [text for text in texts if text is not None]
+
     def read_penalty(self):
         """Mean penalty of the steps since this was last read; None where nothing has one."""
         layers = [layer for layer in self.layers if layer.penalty_sums is not None]

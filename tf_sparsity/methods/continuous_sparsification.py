@@ -35,8 +35,10 @@ class ContinuousSparsification(LearnedMethod):
         R then sums that soft mask.
       target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
         "controller" (see docs/methods.md); None leaves it to `s0` and `scale`.
-      frequency: steps between two updates of beta; None is a hundredth of `anneal_steps`. By epoch,
-        as the authors: the steps of an epoch, with `anneal_steps` one epoch shorter than the run.
+      frequency: steps between two updates of beta, and towards `target_sparsity`, >= 1. None: a
+        hundredth of `anneal_steps` for beta and 100 for the rank; with the controller, for both, a
+        200th of the first `fit` (of `anneal_steps`, if that is more). By epoch, as the authors: the
+        steps of an epoch, with `anneal_steps` one epoch shorter than the run.
 
     Raises:
       TypeError, ValueError: for arguments of another type or outside these ranges; when training
@@ -85,11 +87,11 @@ class ContinuousSparsification(LearnedMethod):
 
     def for_run(self, last_step):
         if self.anneal_steps is not None:
-            return self
+            return super().for_run(last_step)
         if last_step is None:
             raise ValueError("ContinuousSparsification(anneal_steps=None) anneals over the first "
                              "fit, whose number of steps is unknown here: give anneal_steps.")
-        return type(self)(**{**self.get_config(), "anneal_steps": last_step})
+        return self.with_config(anneal_steps=last_step).for_run(last_step)
 
     def state(self, kernel):
         return {"s": Spec(kernel.shape, keras.initializers.Constant(self.s0),

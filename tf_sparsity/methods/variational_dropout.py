@@ -37,7 +37,8 @@ class VariationalDropout(LearnedMethod):
         gradient of the data through its mean.
       target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
         "controller" (see docs/methods.md); None leaves it to `scale` and `threshold`.
-      frequency: steps between two updates towards `target_sparsity`; None is 100.
+      frequency: steps between two updates towards `target_sparsity`, >= 1. None: 100, and for the
+        controller a 200th of the first `fit` (of the ramp, if that is longer).
 
     Raises:
       TypeError, ValueError: for arguments of another type or outside these ranges.
@@ -64,7 +65,6 @@ class VariationalDropout(LearnedMethod):
 
     needs_seed = True
     local_reparameterization = True
-    tracking = 0.8  # the coefficient that holds a sparsity falls with the learning rate
 
     def __init__(self, num_samples, *, scale=1.0, ramp=None, threshold=3.0,
                  initial_log_sigma2=-10.0, clip_log_alpha=8.0, train_clip=False,
