@@ -46,7 +46,21 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
 def hard_concrete(log_alpha, gamma=GAMMA, zeta=ZETA):
     r"""The gate of evaluation, `min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))`.
 
-    Exactly 0 for log_alpha <= log(-gamma / zeta), -2.3979 with the published constants.
+    Exactly 0 for log_alpha <= log(-gamma / zeta), -2.3979 with the published constants, and exactly
+    1 for log_alpha >= log((1 - gamma) / (zeta - 1)), 2.3979.
+
+    Args:
+      log_alpha: tensor, any finite number.
+      gamma, zeta: the interval that the sigmoid is stretched to, gamma < 0 and zeta > 1.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from tf_sparsity import relax
+    gate = relax.hard_concrete(np.array([-3.0, -1.0, 0.0, 3.0], "float32"))
+    assert np.asarray(gate).round(5).tolist() == [0.0, np.float32(0.22273), 0.5, 1.0]
+    ```
 
     Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equation 13.
     """
@@ -54,7 +68,22 @@ def hard_concrete(log_alpha, gamma=GAMMA, zeta=ZETA):
 
 
 def stretched(log_alpha, gamma=GAMMA, zeta=ZETA):
-    """`hard_concrete` before it is clipped."""
+    r"""`hard_concrete` before it is clipped, in (gamma, zeta).
+
+    $$ \sigma(\log\alpha)(\zeta - \gamma) + \gamma $$
+
+    Args: those of `hard_concrete`.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from tf_sparsity import relax
+    assert np.allclose(relax.stretched(np.array([-20.0, 0.0, 20.0], "float32")), [-0.1, 0.5, 1.1])
+    ```
+
+    Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, the inside of equation 13.
+    """
     # The difference first: no compiler can contract it with the product, so that a compiled gate
     # has the bits of an eager one, and a gate next to 0 has all its digits.
     return (ops.sigmoid(log_alpha) - gamma / (gamma - zeta)) * (zeta - gamma)
@@ -62,6 +91,20 @@ def stretched(log_alpha, gamma=GAMMA, zeta=ZETA):
 
 def open_probability(log_alpha, beta=BETA, gamma=GAMMA, zeta=ZETA):
     r"""P(z != 0) of a sampled gate, $\sigma(\log\alpha - \beta\log(-\gamma/\zeta))$.
+
+    Args:
+      log_alpha: tensor, any finite number.
+      beta: temperature > 0.
+      gamma, zeta: the interval that the sigmoid is stretched to, gamma < 0 and zeta > 1.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from tf_sparsity import relax
+    p = relax.open_probability(np.array([-1.598597, 0.0, 2.197225], "float32"))
+    assert np.allclose(p, [0.5, 0.83182, 0.97803], atol=1e-5)
+    ```
 
     Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equation 12.
     """
@@ -75,6 +118,9 @@ def log_uniform_kl(log_alpha):
        k = (0.63576, 1.87320, 1.48695) $$
 
     Falls from infinity (slope -1/2) to 0. The greatest error for log alpha in [-8, 8] is 0.0095.
+
+    Args:
+      log_alpha: tensor, any finite number.
 
     Example:
 
@@ -93,7 +139,23 @@ def log_uniform_kl(log_alpha):
 
 
 def straight_through(hard, soft):
-    """The value of `hard` with the gradient of `soft`."""
+    """The value of `hard` with the gradient of `soft`.
+
+    Args:
+      hard: tensor, such as a mask of zeros and ones.
+      soft: tensor of its shape, what the gradient shall go through.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from tf_sparsity import relax
+    hard, soft = np.array([0.0, 1.0], "float32"), np.array([0.25, 0.75], "float32")
+    assert np.asarray(relax.straight_through(hard, soft)).tolist() == [0.0, 1.0]
+    ```
+
+    Up to rounding: computed is (hard - soft) + soft.
+    """
     return ops.stop_gradient(hard - soft) + soft
 
 
@@ -103,6 +165,21 @@ def noise(shape, seed, dtype="float32"):
     Normal ones; on TensorFlow's CPU those cost as much as the convolution that they are added to,
     so there it is the number of ones among 16 random bits, less 8, halved: binomial, with the
     moments 0, 1, 0 and 2.875 (normal: 3), at a quarter of the time.
+
+    Args:
+      shape: of the numbers, a tuple of integers or a tensor.
+      seed: a `keras.random.SeedGenerator`, or an integer, which gives the same numbers each time.
+      dtype: of the numbers, a float.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from tf_sparsity import relax
+    e = np.asarray(relax.noise((100, 100), keras.random.SeedGenerator(0)))
+    assert abs(e.mean()) < 0.05 and abs(e.var() - 1) < 0.1
+    ```
     """
     if keras.backend.backend() != "tensorflow":
         return keras.random.normal(shape, dtype=dtype, seed=seed)
@@ -112,7 +189,20 @@ def noise(shape, seed, dtype="float32"):
 
 
 def uniform(shape, seed, dtype="float32"):
-    """Random numbers in (0, 1), never 0 or 1; on TensorFlow of 16 bits: (k + 1/2) / 65536."""
+    """Random numbers in (0, 1), never 0 or 1; on TensorFlow of 16 bits: (k + 1/2) / 65536.
+
+    Args: those of `noise`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    from tf_sparsity import relax
+    u = np.asarray(relax.uniform((100, 100), keras.random.SeedGenerator(0)))
+    assert 0 < u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.02
+    ```
+    """
     if keras.backend.backend() != "tensorflow":
         return keras.random.uniform(shape, 1e-6, 1 - 1e-6, dtype=dtype, seed=seed)
     import tensorflow as tf

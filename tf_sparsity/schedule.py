@@ -186,7 +186,8 @@ class Ramp(Schedule):
         end_step: `e`, > `begin_step`: exactly 1 from here on.
         power: Exponent, > 0; 1 is linear, 3 the cubic one of Gale et al. 2019: fast at first.
         frequency: Steps between two updates, >= 1: the coefficient is constant in between. None:
-            a hundredth of the ramp, at least 1.
+            a hundredth of the ramp, at least 1. A controller of a `target_sparsity` reads the ramp
+            at its own updates instead.
 
     Raises:
         TypeError: if a step is not an integer or `power` is not a number.
@@ -199,7 +200,9 @@ class Ramp(Schedule):
 
     Reference:
         Sønderby et al. 2016, "Ladder variational autoencoders", arXiv:1602.02282 (linear warm-up of
-        the KL term); Gale, Elsen and Hooker 2019, arXiv:1902.09574 (the cubic one, in their code).
+        the KL term); Molchanov, Ashukha and Vetrov 2017, arXiv:1701.05369 (0 for 5 epochs, then
+        linear to 1 at epoch 20; in their repository, no equation of the paper has it); Gale, Elsen
+        and Hooker 2019, arXiv:1902.09574 (constant, linear and the cubic one, in their code).
 
     Deviations: any power; piecewise constant between updates.
     """
