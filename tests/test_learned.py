@@ -363,6 +363,7 @@ def test_the_coefficient_stays_within_its_limit():
     (lambda: ts.L0Regularization(10, target_sparsity=-0.1), "target_sparsity must be >= 0"),
     (lambda: ts.L0Regularization(10, target_sparsity=0.5, reach="threshold"),
      'reach is "rank" or "controller"'),
+    (lambda: ts.L0Regularization(10, reach="controller"), "give target_sparsity"),
     (lambda: ts.L0Regularization(10, frequency=0), "frequency must be >= 1")])
 def test_messages(make, text):
     with pytest.raises(ValueError, match=text):

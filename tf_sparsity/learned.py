@@ -115,6 +115,8 @@ class LearnedMethod(Method):
                                  f"target_sparsity={target_sparsity!r}")
         if reach not in ("rank", "controller"):
             raise ValueError(f'reach is "rank" or "controller". Received: reach={reach!r}')
+        if target_sparsity is None and reach == "controller":
+            raise ValueError('reach="controller" steers towards a sparsity: give target_sparsity.')
         if frequency is not None:
             check_number("frequency", frequency, least=1, whole=True)
         if target_sparsity is not None and reach == "controller" and not coefficient > 0:

@@ -49,7 +49,8 @@ class L0Regularization(LearnedMethod):
       beta, gamma, zeta: temperature > 0 and the interval (gamma < 0, zeta > 1) that the sigmoid is
         stretched to, with -gamma / zeta in (0.01, 100): a gate must be able to close, and to open.
       target_sparsity, reach: the sparsity asked for, in [0, 1), and how it is reached, "rank" or
-        "controller" (see docs/methods.md); None leaves it to `scale`.
+        "controller" (see docs/methods.md; take `hard_mask=True` with it); None leaves it to
+        `scale`.
       frequency: steps between two updates towards `target_sparsity`, >= 1. None: 100, and for the
         controller a 200th of the first `fit` (of the ramp, if that is longer).
 
