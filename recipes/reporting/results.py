@@ -45,8 +45,8 @@ def command(recipe, argv):
             skip = word in LOCAL
         elif not word.startswith(tuple(f"{option}=" for option in LOCAL)):
             kept.append(word)
-    names = ("TF_NUM_INTRAOP_THREADS", "XLA_FLAGS")
-    environment = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    environment = [f"{name}={os.environ[name]}" for name in machine.ENVIRONMENT
+                   if name in os.environ]
     return shlex.join(["KERAS_BACKEND=" + keras.config.backend(), *environment,
                        "python", "-m", f"recipes.{recipe}", *kept])
 

@@ -13,7 +13,7 @@ import tf_sparsity as ts
 
 PACKAGES = ("keras", "tensorflow", "jax", "numpy", "tensorboard", "keras-tuner")
 ENVIRONMENT = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "XLA_FLAGS", "JAX_PLATFORMS",
-               "CUDA_VISIBLE_DEVICES")
+               "CUDA_VISIBLE_DEVICES", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")
 
 
 def versions():
