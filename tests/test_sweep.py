@@ -140,6 +140,37 @@ def test_a_search_chooses_by_held_out_images(tmp_path, capsys):
     assert said[-2] == f"The best: python -m recipes run {NAME} {' '.join(best)}"
 
 
+@pytest.mark.filterwarnings("ignore:The optimal value found")  # of the process' length scale
+def test_a_bayesian_search_goes_on_after_its_first_points(tmp_path):
+    """Three trials at random and one that a Gaussian process chooses, in the range asked for."""
+    words = [*TINY, "tuner=bayesian", "trials=4", "epochs=1", "technique=dense", "holdout=400",
+             "rate=0.0001..0.1", f"runs_dir={tmp_path}"]
+    assert command.main(["sweep", NAME, *words]) == 0
+    trials = statuses(tmp_path)
+    assert len(trials) == 4 and {found["status"] for found in trials.values()} == {"COMPLETED"}
+    rates = [float(word.removeprefix("rate=")) for words in trials for word in words
+             if word.startswith("rate=")]
+    assert len(set(rates)) == 4 and all(0.0001 <= rate <= 0.1 for rate in rates)
+
+
+def test_hyperband_gives_the_best_third_more_epochs(tmp_path):
+    """At most 3 epochs and a factor of 3: a bracket of 3 trials with 1 epoch, of which the best
+    goes on with 3, and a bracket of 2 trials with 3."""
+    words = [*TINY, "tuner=hyperband", "epochs=3", "technique=dense", "holdout=400",
+             "rate=0.0001..0.1", f"runs_dir={tmp_path}"]
+    assert command.main(["sweep", NAME, *words]) == 0
+    trials = statuses(tmp_path)
+
+    def of(epochs):
+        return {next(word for word in words if word.startswith("rate=")): found["holdout_accuracy"]
+                for words, found in trials.items() if f"epochs={epochs}" in words}
+
+    short, long = of(1), of(3)
+    assert (len(short), len(long)) == (3, 3)
+    (promoted,) = set(short) & set(long)
+    assert short[promoted] == max(short.values())
+
+
 # ---- chief and workers
 
 
