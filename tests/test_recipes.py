@@ -144,12 +144,28 @@ def test_result_files_are_complete_and_consistent(path):
         assert 0 < entry.get("error", 0.5) < 1
 
 
-def test_command_names_no_place_on_the_machine(monkeypatch):
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+@pytest.fixture
+def environment(monkeypatch):
+    for name in machine.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_command_names_no_place_on_the_machine(environment):
+    environment.setenv("TF_NUM_INTRAOP_THREADS", "1")
     command = results.command("l0_mnist", ["--out", "/a", "--seed", "2", "--data-dir=/b"])
     assert command.endswith(" TF_NUM_INTRAOP_THREADS=1 python -m recipes.l0_mnist --seed 2")
     assert command.startswith("KERAS_BACKEND=")
+
+
+def test_command_can_be_given_to_a_shell(environment, tmp_path):
+    """A value with a space: quotes around all of NAME=value would make it the program to run."""
+    environment.setenv("XLA_FLAGS", "--a --b")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$XLA_FLAGS" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    said = subprocess.run(["/bin/sh", "-c", machine.command("recipes", "run", "a b")],
+                          capture_output=True, text=True, env={"PATH": str(tmp_path)}).stdout
+    assert said == "--a --b -m recipes run a b\n"
 
 
 def test_spread():

@@ -7,14 +7,10 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
-import shlex
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
-
-import keras
 
 from recipes.running import machine
 from recipes.running.files import write_json
@@ -45,10 +41,7 @@ def command(recipe, argv):
             skip = word in LOCAL
         elif not word.startswith(tuple(f"{option}=" for option in LOCAL)):
             kept.append(word)
-    names = ("TF_NUM_INTRAOP_THREADS", "XLA_FLAGS")
-    environment = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    return shlex.join(["KERAS_BACKEND=" + keras.config.backend(), *environment,
-                       "python", "-m", f"recipes.{recipe}", *kept])
+    return machine.command(f"recipes.{recipe}", *kept)
 
 
 def kernels(report):

@@ -9,11 +9,8 @@ interruption it goes on from the backup of the last complete epoch.
 import contextlib
 import gc
 import os
-import shlex
 import time
 from pathlib import Path
-
-import keras
 
 from recipes.running import configuration as settings
 from recipes.running import eventlog, machine, registry, training
@@ -172,9 +169,7 @@ class Run:
 
     def command(self):
         """The command line that repeats the run, with the environment that changes it."""
-        environment = [f"{name}={value}" for name, value in machine.where()["environment"].items()]
-        return shlex.join([f"KERAS_BACKEND={keras.config.backend()}", *environment, "python", "-m",
-                           "recipes", "run", self.recipe, *settings.words(self.configuration)])
+        return machine.command("recipes", "run", self.recipe, *settings.words(self.configuration))
 
     # ---- for recipes
 
