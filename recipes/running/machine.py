@@ -52,7 +52,7 @@ def _environment():
 
 
 def command(*words):
-    """The command line of `python -m` and words, with backend and environment, for a POSIX shell."""
+    """The command line of `python -m` and words, with backend and environment, for a shell."""
     set_to = {"KERAS_BACKEND": keras.config.backend(), **_environment()}
     # The name of a variable must stand outside the quotes
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in set_to.items()),

@@ -143,7 +143,8 @@ class Run:
                 "configuration": settings.values(self.configuration),
                 "seed": self.configuration.seed, "command": self.command(),
                 "differences": [said.sentence for said in module.DIFFERENCES
-                                if said.holds(self.configuration)], **now, "commits": [machine.commit()],
+                                if said.holds(self.configuration)],
+                **now, "commits": [machine.commit()],
                 "tensorboard": eventlog.status(self.options), "sessions": 1, "seconds": 0.0,
                 "peak_memory": {"process": 0, "device": None}, "epochs": [], "report": None}
         write_json(self.path, self.record)
