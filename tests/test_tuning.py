@@ -201,6 +201,12 @@ def test_every_method_can_be_searched(tmp_path, name):
     assert one.method == name and "sparsity" in one.settings
 
 
+def test_a_folder_takes_numpy_s_numbers(tmp_path):
+    found = search(tmp_path, trials=1, steps=np.int64(STEPS), num_samples=np.int64(96),
+                   within=np.float32(0.25), seed=np.int64(3))
+    assert search(tmp_path, train=None, trials=1, within=0.25, seed=3) == found
+
+
 def test_another_search_in_the_same_folder_is_refused(tmp_path):
     search(tmp_path, trials=1)
     with pytest.raises(ValueError, match=r"search with within 0.1 \(now 0.2\)"):

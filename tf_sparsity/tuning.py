@@ -214,6 +214,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
     check_number("trials", trials, least=1, whole=True)
     check_number("within", within, least=0)
     check_number("seed", seed, least=0, whole=True)
+    steps, num_samples, seed, within = int(steps), int(num_samples), int(seed), float(within)
     methods = METHODS if methods is None else methods
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())):
         raise TypeError("methods is {name: function (hyperparameters, sparsity, steps, "
