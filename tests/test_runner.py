@@ -307,6 +307,21 @@ def test_a_run_without_an_epoch_begins_anew(run, tmp_path, monkeypatch, capsys):
     assert (record["sessions"], record["versions"]["tf_sparsity"]) == (1, "9.9")
 
 
+def test_an_epoch_that_is_saved_and_not_yet_noted_counts(run, tmp_path, monkeypatch):
+    """A kill between backup and record: its weights are those of the versions of that run."""
+    straight = run(folder=tmp_path / "straight")
+    monkeypatch.setattr(runner.Run, "_note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.undo()
+    assert json.loads((folder_of(straight, tmp_path) / "record.json").read_text())["epochs"] == []
+    with monkeypatch.context() as other, pytest.raises(ValueError, match="interrupted run of tf_"):
+        other.setattr(machine.ts, "__version__", "9.9")
+        run()
+    resumed = run(callbacks=[Leave(0, 0)])  # the first epoch is not trained again
+    assert resumed["sessions"] == 2 and without_time(resumed) == without_time(straight)
+
+
 def test_differences_are_those_of_the_run(run):
     def said(*words):
         options, configured = runner.parse(NAME, [*TINY, *words])

@@ -133,7 +133,9 @@ class Run:
         """The record as it is before training; a resumed run keeps what it has."""
         now = {"versions": machine.versions(), "where": machine.where()}
         self.record = read_json(self.path) if self.path.exists() else None
-        if self.record is not None and self.record["epochs"]:
+        # A kill may have come after a backup and before its note
+        if self.record is not None and (self.record["epochs"]
+                                        or training.Backup(self.folder / "backup").complete):
             self._check_same(now)
             self.record["sessions"] += 1
             self.record.setdefault("commits", []).append(machine.commit())
