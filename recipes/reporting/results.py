@@ -23,14 +23,24 @@ LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no 
 def parser(recipe, doc, epochs):
     """The options that all recipes have."""
     options = argparse.ArgumentParser(prog=f"python -m recipes.{recipe}", description=doc)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--epochs", type=int, default=None, help=f"{epochs} if not given")
+    options.add_argument("--seed", type=_from(0), default=0)
+    options.add_argument("--epochs", type=_from(1), default=None, help=f"{epochs} if not given")
     options.add_argument("--smoke", action="store_true",
                          help="seconds, on scikit-learn's digits; writes nothing but to --out")
     options.add_argument("--data-dir", default=None, help="where tensorflow-datasets has MNIST")
     options.add_argument("--out", type=Path, default=None, metavar="FOLDER",
                          help="for the result file; recipes/results if not given")
     return options
+
+
+def _from(least):
+    """What reads an integer that is not below `least`."""
+    def read(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"an integer from {least} up. Received: {text}")
+        return int(text)
+
+    return read
 
 
 def command(recipe, argv):
