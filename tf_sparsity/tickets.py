@@ -188,6 +188,9 @@ class TicketSearch:
 
         Returns:
           keras.Model, uncompiled.
+
+        Raises:
+          TypeError, ValueError: as `fit`, but for `directory`.
         """
         point = self._start(model, None)
         if self.rewind_step:

@@ -165,13 +165,13 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
       num_samples: training examples, for the penalties; integer >= 1.
       folder: for keras-tuner's state and the trained models. A search that was interrupted goes on
         from there; a complete one returns what it has found. The dense model is measured once.
-      within: greatest loss of accuracy, a fraction: 0.005 is half a point.
+      within: greatest loss of accuracy, a fraction >= 0: 0.005 is half a point.
       methods: {name: function (hyperparameters of keras-tuner, sparsity, steps, num_samples) ->
         method}; by default `METHODS`, all of this package's.
       select: as for `ts.sparsify`.
       measure: a function (dense model, as stripped) -> {name: number}, less is better: bytes and
         seconds of the exported file, for example (see docs/tuning.md).
-      trials: how many are trained, those that fail among them.
+      trials: how many are trained, those that fail among them; integer >= 1.
       seed: of the choices, integer >= 0. Trial n, counted from 0, begins with
         `keras.utils.set_random_seed(seed + n)`, so that a search is repeatable. (One that was
         interrupted may choose otherwise than one that was not, once the choices are no longer
