@@ -67,6 +67,12 @@ def test_figures_make_the_front():
     assert tuning.result(start, [small, fast, neither], 0.05).best is neither
 
 
+def test_figures_are_compared_by_name():
+    start = candidate(0.90, 0.0, "dense", bytes=100, seconds=4)
+    worse = candidate(0.88, 0.9, seconds=5, bytes=110)
+    assert tuning.result(start, [worse], 0.05).front == (start,)
+
+
 @pytest.mark.any_backend
 def test_a_search_keeps_what_it_has_trained(tmp_path):
     calls = []

@@ -298,7 +298,8 @@ def _beats(a, b):
 
 
 def _costs(candidate):
-    return [-candidate.accuracy, *(candidate.figures.values() or [-candidate.sparsity])]
+    figures = [value for _, value in sorted(candidate.figures.items())]
+    return [-candidate.accuracy, *(figures or [-candidate.sparsity])]
 
 
 def _fraction(accuracy):
