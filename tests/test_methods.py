@@ -431,6 +431,20 @@ def test_log_alpha_is_clipped_within_what_float32_holds(clip):
     assert np.isfinite(ops.convert_to_numpy(variance))
 
 
+@pytest.mark.parametrize("make", [
+    lambda whole, real: ts.VariationalDropout(whole(10), target_sparsity=real(0.5),
+                                              frequency=whole(3)),
+    lambda whole, real: ts.L0Regularization(whole(10), scale=real(0.5)),
+    lambda whole, real: ts.ContinuousSparsification(whole(10), s0=real(0.5)),
+    lambda whole, real: ts.MagnitudePruning(ts.ConstantSparsity(real(0.5), whole(0)),
+                                            distribution={"a": real(0.25)}, min_keep=whole(2)),
+    lambda whole, real: ts.RandomPruning(ts.ConstantSparsity(real(0.5), whole(0)),
+                                         seed=whole(3))])
+def test_numpy_s_numbers_make_an_equal_method(make):
+    ours, same = make(np.int64, np.float32), make(int, float)
+    assert ours == same and hash(ours) == hash(same)
+
+
 def test_a_mask_is_not_divided_by_zero():
     with pytest.raises(ValueError, match="s0 must be >= -50. Received: s0=-1000.0"):
         ts.ContinuousSparsification(10, s0=-1000.0, rescale=True)

@@ -144,13 +144,44 @@ def test_result_files_are_complete_and_consistent(path):
         assert 0 < entry.get("error", 0.5) < 1
 
 
-def test_command_names_no_place_on_the_machine(monkeypatch):
+@pytest.fixture
+def environment(monkeypatch):
     for name in machine.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    return monkeypatch
+
+
+def test_command_names_no_place_on_the_machine(environment):
+    environment.setenv("TF_NUM_INTRAOP_THREADS", "1")
     command = results.command("l0_mnist", ["--out", "/a", "--seed", "2", "--data-dir=/b"])
     assert command.endswith(" TF_NUM_INTRAOP_THREADS=1 python -m recipes.l0_mnist --seed 2")
     assert command.startswith("KERAS_BACKEND=")
+
+
+@pytest.mark.parametrize("words", [["--epochs", "0"], ["--epochs", "-1"], ["--seed", "-1"]])
+def test_numbers_of_a_program_have_a_range(words, capsys):
+    """0 epochs are not the default number of them."""
+    with pytest.raises(SystemExit):
+        results.parser("l0_mnist", "", 200).parse_args(words)
+    least = 1 if words[0] == "--epochs" else 0
+    assert f"argument {words[0]}: an integer from {least} up. Received: {words[1]}" in (
+        capsys.readouterr().err)
+
+
+def test_runs_by_rank_alone_have_no_headline():
+    """The overview's line is of those with the controller."""
+    runs = [run for run in results.read("matched_mnist") if run["settings"]["reach"] == "rank"]
+    assert runs and list(matched_mnist.headlines(runs)) == []
+
+
+def test_command_can_be_given_to_a_shell(environment, tmp_path):
+    """A value with a space: quotes around all of NAME=value would make it the program to run."""
+    environment.setenv("XLA_FLAGS", "--a --b")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$XLA_FLAGS" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    said = subprocess.run(["/bin/sh", "-c", machine.command("recipes", "run", "a b")],
+                          capture_output=True, text=True, env={"PATH": str(tmp_path)}).stdout
+    assert said == "--a --b -m recipes run a b\n"
 
 
 def test_spread():

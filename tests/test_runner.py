@@ -307,6 +307,21 @@ def test_a_run_without_an_epoch_begins_anew(run, tmp_path, monkeypatch, capsys):
     assert (record["sessions"], record["versions"]["tf_sparsity"]) == (1, "9.9")
 
 
+def test_an_epoch_that_is_saved_and_not_yet_noted_counts(run, tmp_path, monkeypatch):
+    """A kill between backup and record: its weights are those of the versions of that run."""
+    straight = run(folder=tmp_path / "straight")
+    monkeypatch.setattr(runner.Run, "_note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.undo()
+    assert json.loads((folder_of(straight, tmp_path) / "record.json").read_text())["epochs"] == []
+    with monkeypatch.context() as other, pytest.raises(ValueError, match="interrupted run of tf_"):
+        other.setattr(machine.ts, "__version__", "9.9")
+        run()
+    resumed = run(callbacks=[Leave(0, 0)])  # the first epoch is not trained again
+    assert resumed["sessions"] == 2 and without_time(resumed) == without_time(straight)
+
+
 def test_differences_are_those_of_the_run(run):
     def said(*words):
         options, configured = runner.parse(NAME, [*TINY, *words])
@@ -583,6 +598,17 @@ def test_findings_set_ours_beside_the_published(tmp_path):
     assert "| LeNet-300-100 | magnitude, uniform | 0.500 | 0.250 |" in found["places"]
 
 
+def test_findings_are_of_the_runs_of_all_places(tmp_path):
+    """A seed on each of two backends, each beside its own dense run: 5 and 10 %."""
+    for seed, (backend, dense, accuracy) in enumerate((("jax", 0.98, 0.931),
+                                                       ("tensorflow", 0.90, 0.81))):
+        stored(tmp_path, 2 * seed, dense, technique="dense", backend=backend, epochs=10)
+        stored(tmp_path, 2 * seed + 1, accuracy, technique="magnitude", sparsity=0.9,
+               backend=backend, epochs=10)
+    ours = findings.Ours("LeNet-300-100", tmp_path)
+    assert sorted(ours.loss("magnitude", 0.9)) == pytest.approx([5.0, 10.0])
+
+
 def test_a_headline_is_of_one_network_and_of_the_nearest_sparsity(tmp_path):
     for model, sparsity in (("lenet300", 0.9), ("lenet5", 0.95)):
         stored(tmp_path, 0, 0.98, technique="dense", epochs=10, model=model)
@@ -592,8 +618,9 @@ def test_a_headline_is_of_one_network_and_of_the_nearest_sparsity(tmp_path):
     headlines = list(findings.headlines(NAME, tmp_path))
     assert [what for what, *_ in headlines] == ["techniques at 0.9, LeNet-300-100",
                                                 "techniques at 0.95, LeNet-5-Caffe"]
-    for (*_, ours, used), model in zip(headlines, ("lenet300", "lenet5")):
+    for (*_, ours, words, used), model in zip(headlines, ("lenet300", "lenet5")):
         assert ours.endswith("magnitude 5.00")
+        assert words == (() if model == "lenet300" else ("model=lenet5",))
         assert {record["configuration"]["model"] for record in used} == {model}
 
 

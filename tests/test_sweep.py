@@ -63,6 +63,12 @@ def test_words_thin_and_widen_the_grid():
     (["tuner=random", "holdout=5", "data=a..b"], "a range is of numbers"),
     (["tuner=random", "holdout=5", "sparsity=0.5..1.5"], "sparsity=1.5: sparsity is a number"),
     (["tuner=random", "holdout=5", "scale=1,2"], "scale belongs to technique=variational_dropout"),
+    (["tuner=random", "holdout=5", "technique=magnitude,dense", "sparsity=0.5..0.9"],
+     "sparsity belongs to technique=random | "),
+    (["tuner=random", "holdout=5", "technique=l0,vd"], "vd: there is no such technique"),
+    (["tuner=random", "holdout=5", "rate=..1"], "rate=..1: a range is of two numbers, low..high"),
+    (["tuner=random", "holdout=5", "rate=1..0.1"], "a range is of two numbers, low..high"),
+    (["tuner=hyperband", "holdout=5", "rate=0.1..1", "trials=3"], "hyperband has as many trials "),
 ])
 def test_a_bad_sweep_says_what_is_wrong(words, said):
     with pytest.raises(ValueError) as error:

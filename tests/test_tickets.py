@@ -421,6 +421,15 @@ def test_a_directory_of_another_search(tmp_path):
         fit(search_with(pruning(), rounds=1), model, directory=tmp_path)
 
 
+def test_a_directory_takes_numpy_s_numbers(tmp_path):
+    def fit_with(number):
+        search = search_with(pruning(), rounds=number(1), rewind_step=number(0), seed=number(3))
+        return fit(search, dense_model(), directory=tmp_path)
+
+    first = fit_with(np.int64)
+    assert fit_with(int).histories == first.histories  # the same search, which is complete
+
+
 def interrupted(directory, *args, compile=compile, **kwargs):
     """A search that stops in its second training, and one that would go on."""
     search, model = search_with(pruning()), dense_model()

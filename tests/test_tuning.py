@@ -67,6 +67,12 @@ def test_figures_make_the_front():
     assert tuning.result(start, [small, fast, neither], 0.05).best is neither
 
 
+def test_figures_are_compared_by_name():
+    start = candidate(0.90, 0.0, "dense", bytes=100, seconds=4)
+    worse = candidate(0.88, 0.9, seconds=5, bytes=110)
+    assert tuning.result(start, [worse], 0.05).front == (start,)
+
+
 @pytest.mark.any_backend
 def test_a_search_keeps_what_it_has_trained(tmp_path):
     calls = []
@@ -199,6 +205,12 @@ def test_every_method_can_be_searched(tmp_path, name):
     found = search(tmp_path, trials=1, methods={name: tuning.METHODS[name]})
     _, one = found.candidates
     assert one.method == name and "sparsity" in one.settings
+
+
+def test_a_folder_takes_numpy_s_numbers(tmp_path):
+    found = search(tmp_path, trials=1, steps=np.int64(STEPS), num_samples=np.int64(96),
+                   within=np.float32(0.25), seed=np.int64(3))
+    assert search(tmp_path, train=None, trials=1, within=0.25, seed=3) == found
 
 
 def test_another_search_in_the_same_folder_is_refused(tmp_path):

@@ -120,7 +120,7 @@ class LearnedMethod(Method):
         if frequency is not None:
             check_number("frequency", frequency, least=1, whole=True)
         if target_sparsity is not None and reach == "controller" and not coefficient > 0:
-            raise ValueError('reach="controller" moves the coefficient of the penalty, in multiples '
+            raise ValueError('reach="controller" moves the coefficient of the penalty in multiples '
                              "of the configured one: scale must be > 0. Received: scale=0")
         self.full_coefficient = coefficient  # without ramp and controller
         self.ramp, self.target_sparsity, self.reach = ramp, target_sparsity, reach

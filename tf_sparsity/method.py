@@ -191,7 +191,7 @@ class Method(ABC):
         return cls(**config)
 
     def _key(self):
-        return type(self), json.dumps(self.get_config(), sort_keys=True, default=str)
+        return type(self), json.dumps(self.get_config(), sort_keys=True, default=_plain)
 
     def __eq__(self, other):
         return isinstance(other, Method) and self._key() == other._key()
@@ -382,8 +382,13 @@ class MaskMethod(Method):
                 "min_keep": self.min_keep}
 
 
+def _plain(value):
+    """NumPy's numbers as Python's, which saving makes of them; others as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
 def _values(variable):
-    """A read-only view of a variable's array. `ops.convert_to_numpy` copies it, twice on TensorFlow."""
+    """A read-only view of a variable's array, which `ops.convert_to_numpy` would copy."""
     return np.asarray(ops.stop_gradient(variable))
 
 

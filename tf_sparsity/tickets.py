@@ -101,7 +101,7 @@ class TicketSearch:
         if seed is not None:
             check_number("seed", seed, least=0, whole=True)
         self.method, self.rounds, self.rewind_step = method, int(rounds), int(rewind_step)
-        self.select, self.seed = select, seed
+        self.select, self.seed = select, None if seed is None else int(seed)
 
     def fit(self, model, compile, *args, rewind_point=None, directory=None, **kwargs):
         """Runs the search.
@@ -188,6 +188,9 @@ class TicketSearch:
 
         Returns:
           keras.Model, uncompiled.
+
+        Raises:
+          TypeError, ValueError: as `fit`, but for `directory`.
         """
         point = self._start(model, None)
         if self.rewind_step:

@@ -165,13 +165,13 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
       num_samples: training examples, for the penalties; integer >= 1.
       folder: for keras-tuner's state and the trained models. A search that was interrupted goes on
         from there; a complete one returns what it has found. The dense model is measured once.
-      within: greatest loss of accuracy, a fraction: 0.005 is half a point.
+      within: greatest loss of accuracy, a fraction >= 0: 0.005 is half a point.
       methods: {name: function (hyperparameters of keras-tuner, sparsity, steps, num_samples) ->
         method}; by default `METHODS`, all of this package's.
       select: as for `ts.sparsify`.
       measure: a function (dense model, as stripped) -> {name: number}, less is better: bytes and
         seconds of the exported file, for example (see docs/tuning.md).
-      trials: how many are trained, those that fail among them.
+      trials: how many are trained, those that fail among them; integer >= 1.
       seed: of the choices, integer >= 0. Trial n, counted from 0, begins with
         `keras.utils.set_random_seed(seed + n)`, so that a search is repeatable. (One that was
         interrupted may choose otherwise than one that was not, once the choices are no longer
@@ -214,6 +214,7 @@ def sparsest(model, train, evaluate, *, steps, num_samples, folder, within=0.005
     check_number("trials", trials, least=1, whole=True)
     check_number("within", within, least=0)
     check_number("seed", seed, least=0, whole=True)
+    steps, num_samples, seed, within = int(steps), int(num_samples), int(seed), float(within)
     methods = METHODS if methods is None else methods
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())):
         raise TypeError("methods is {name: function (hyperparameters, sparsity, steps, "
@@ -297,7 +298,8 @@ def _beats(a, b):
 
 
 def _costs(candidate):
-    return [-candidate.accuracy, *(candidate.figures.values() or [-candidate.sparsity])]
+    figures = [value for _, value in sorted(candidate.figures.items())]
+    return [-candidate.accuracy, *(figures or [-candidate.sparsity])]
 
 
 def _fraction(accuracy):

@@ -55,10 +55,11 @@ class Ours:
             found = [tables.relative_loss(key, record["report"][measure.key], dense, kind)
                      for record in some]
             place = (key[0], key[1], frozenset(words) - frozenset(common))
-            if None not in found:
-                self.losses[place] = [100 * loss for loss in found]
-            self.layers[place] = [{kernel["name"]: kernel["sparsity"]
-                                   for kernel in record["report"]["kernels"]} for record in some]
+            if None not in found:  # of several places: each has dense runs of its own
+                self.losses.setdefault(place, []).extend(100 * loss for loss in found)
+            self.layers.setdefault(place, []).extend(
+                {kernel["name"]: kernel["sparsity"] for kernel in record["report"]["kernels"]}
+                for record in some)
 
     def loss(self, technique, sparsity, *words):
         """[relative loss of each seed, per cent], or None."""
@@ -153,9 +154,10 @@ def places(ours, sparsity=0.9):
 
 
 def headlines(name, folder=results.FOLDER, wanted=0.9):
-    """(what, paper, published, ours, its runs) of each network of a recipe that has kept runs: at
-    the sparsity that most techniques were run at, and of those the nearest to the wanted one."""
-    for network, (of_recipe, _) in NETWORKS.items():
+    """(what, paper, published, ours, settings, its runs) of each network of a recipe that has kept
+    runs: at the sparsity that most techniques were run at, and of those the nearest to the wanted
+    one. Settings are those of `NETWORKS`."""
+    for network, (of_recipe, common) in NETWORKS.items():
         one = Ours(network, folder) if of_recipe == name else None
         if not one or not one.losses:
             continue
@@ -168,7 +170,7 @@ def headlines(name, folder=results.FOLDER, wanted=0.9):
         yield (f"techniques at {near:g}, {network}", "Gale et al. 2019",
                f"loss relative to dense, %: {published}",
                "loss relative to dense, %: "
-               + _ranked({t: one.loss(t, near) for t in LEADERS}), one.records)
+               + _ranked({t: one.loss(t, near) for t in LEADERS}), common, one.records)
 
 
 TABLES = {"techniques": techniques, "extended": extended, "second lives": second_lives,

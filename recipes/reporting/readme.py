@@ -76,13 +76,14 @@ def overview(folder):
                           results.spread((run["seconds"] for run in used), ".0f"),
                           results.seeds(used)])
     for name in registry.RECIPES:
-        for *headline, used in findings.headlines(name, folder):
+        for *headline, words, used in findings.headlines(name, folder):
             seconds = {}
             for record in used:
                 seconds[record["seed"]] = (seconds.get(record["seed"], 0)
                                            + sum(epoch["seconds"] for epoch in record["epochs"]))
             environment = used[0]["command"].partition("python ")[0]
-            lines.append([name, *headline, f"`{environment}python -m recipes sweep {name}`",
+            sweep = " ".join([f"{environment}python -m recipes sweep {name}", *words])
+            lines.append([name, *headline, f"`{sweep}`",
                           results.spread(seconds.values(), ".0f"),
                           results.seeds([{"seed": seed} for seed in seconds])])
     return results.markdown(["recipe", "what", "paper", "published", "ours", "command",
@@ -98,4 +99,6 @@ def show(name, words):
 
 def write():
     """Writes the tables of README.md anew."""
-    README.write_text(filled(README.read_text()))
+    text = filled(README.read_text(encoding="utf-8"))
+    with replacing(README) as new:
+        new.write_text(text, encoding="utf-8")

@@ -7,14 +7,10 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
-import shlex
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
-
-import keras
 
 from recipes.running import machine
 from recipes.running.files import write_json
@@ -27,14 +23,24 @@ LOCAL = ("--data-dir", "--out", "--arm")  # where things lie on a machine is no 
 def parser(recipe, doc, epochs):
     """The options that all recipes have."""
     options = argparse.ArgumentParser(prog=f"python -m recipes.{recipe}", description=doc)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--epochs", type=int, default=None, help=f"{epochs} if not given")
+    options.add_argument("--seed", type=_from(0), default=0)
+    options.add_argument("--epochs", type=_from(1), default=None, help=f"{epochs} if not given")
     options.add_argument("--smoke", action="store_true",
                          help="seconds, on scikit-learn's digits; writes nothing but to --out")
     options.add_argument("--data-dir", default=None, help="where tensorflow-datasets has MNIST")
     options.add_argument("--out", type=Path, default=None, metavar="FOLDER",
                          help="for the result file; recipes/results if not given")
     return options
+
+
+def _from(least):
+    """What reads an integer that is not below `least`."""
+    def read(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"an integer from {least} up. Received: {text}")
+        return int(text)
+
+    return read
 
 
 def command(recipe, argv):
@@ -45,10 +51,7 @@ def command(recipe, argv):
             skip = word in LOCAL
         elif not word.startswith(tuple(f"{option}=" for option in LOCAL)):
             kept.append(word)
-    environment = [f"{name}={os.environ[name]}" for name in machine.ENVIRONMENT
-                   if name in os.environ]
-    return shlex.join(["KERAS_BACKEND=" + keras.config.backend(), *environment,
-                       "python", "-m", f"recipes.{recipe}", *kept])
+    return machine.command(f"recipes.{recipe}", *kept)
 
 
 def kernels(report):

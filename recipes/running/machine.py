@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +44,19 @@ def where():
     """The backend, its devices, the processor's cores, and the environment that changes them."""
     return {"backend": keras.config.backend(), "devices": _devices(),
             "platform": platform.platform(terse=True), "cores": os.cpu_count(),
-            "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
+            "environment": _environment()}
+
+
+def _environment():
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+
+
+def command(*words):
+    """The command line of `python -m` and words, with backend and environment, for a shell."""
+    set_to = {"KERAS_BACKEND": keras.config.backend(), **_environment()}
+    # The name of a variable must stand outside the quotes
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in set_to.items()),
+                     shlex.join(["python", "-m", *words])])
 
 
 def _devices():

@@ -9,11 +9,8 @@ interruption it goes on from the backup of the last complete epoch.
 import contextlib
 import gc
 import os
-import shlex
 import time
 from pathlib import Path
-
-import keras
 
 from recipes.running import configuration as settings
 from recipes.running import eventlog, machine, registry, training
@@ -136,7 +133,9 @@ class Run:
         """The record as it is before training; a resumed run keeps what it has."""
         now = {"versions": machine.versions(), "where": machine.where()}
         self.record = read_json(self.path) if self.path.exists() else None
-        if self.record is not None and self.record["epochs"]:
+        # A kill may have come after a backup and before its note
+        if self.record is not None and (self.record["epochs"]
+                                        or training.Backup(self.folder / "backup").complete):
             self._check_same(now)
             self.record["sessions"] += 1
             self.record.setdefault("commits", []).append(machine.commit())
@@ -146,7 +145,8 @@ class Run:
                 "configuration": settings.values(self.configuration),
                 "seed": self.configuration.seed, "command": self.command(),
                 "differences": [said.sentence for said in module.DIFFERENCES
-                                if said.holds(self.configuration)], **now, "commits": [machine.commit()],
+                                if said.holds(self.configuration)],
+                **now, "commits": [machine.commit()],
                 "tensorboard": eventlog.status(self.options), "sessions": 1, "seconds": 0.0,
                 "peak_memory": {"process": 0, "device": None}, "epochs": [], "report": None}
         write_json(self.path, self.record)
@@ -172,9 +172,7 @@ class Run:
 
     def command(self):
         """The command line that repeats the run, with the environment that changes it."""
-        environment = [f"{name}={value}" for name, value in machine.where()["environment"].items()]
-        return shlex.join([f"KERAS_BACKEND={keras.config.backend()}", *environment, "python", "-m",
-                           "recipes", "run", self.recipe, *settings.words(self.configuration)])
+        return machine.command("recipes", "run", self.recipe, *settings.words(self.configuration))
 
     # ---- for recipes
 

@@ -24,7 +24,8 @@ class Options:
     """How a sweep is run; where `grid` is chosen by nothing, others choose by held-out images."""
 
     tuner: str = settings.setting("grid", "which configurations, in which order", choices=TUNERS)
-    trials: int = settings.setting(0, "at most so many; 0: all of a grid, 20 of a search", least=0)
+    trials: int = settings.setting(0, "at most so many; 0: all of a grid, 20 of a search; not of "
+                                   "hyperband", least=0)
     workers: int = settings.setting(1, "processes on this machine", least=0)
     restarts: int = settings.setting(2, "of a worker that dies in a trial, until the trial fails",
                                      least=0)
@@ -57,6 +58,9 @@ class Sweep:
         self.run_options, _ = runner.split(runners)
         settings.check_keys(self.given, [*self.module.Configuration.__dataclass_fields__,
                                          *runner.OPTIONS, *Options.__dataclass_fields__])
+        if self.options.tuner == "hyperband" and self.options.trials:
+            raise ValueError("tuner=hyperband has as many trials as its largest number of epochs "
+                             f"asks for. Leave trials={self.options.trials} out, or give epochs.")
         self.searches = self.options.tuner != "grid"
         self.space = self._space() if self.searches else None
         self.grid = None if self.searches else self._grid()
@@ -107,10 +111,12 @@ class Sweep:
         kind = self.module.Configuration
         fields = kind.__dataclass_fields__
         space = {key: _values(fields[key], text) for key, text in self.given.items()}
-        technique = [f"technique={space['technique'][0]}"] if "technique" in space else []
-        for key, values in space.items():
-            for value in values if key != "technique" else ():
-                settings.parse(kind, [*technique, f"{key}={value}"])
+        techniques = [[f"technique={name}"] for name in space.get("technique", ())] or [[]]
+        for technique in techniques:
+            settings.parse(kind, technique)
+            for key, values in space.items():
+                for value in values if key != "technique" else ():
+                    settings.parse(kind, [*technique, f"{key}={value}"])
         return space
 
 
@@ -132,7 +138,13 @@ def _values(field, text):
     if field.type is str:
         raise ValueError(f"{field.name}={text}: a range is of numbers. Give values: "
                          f"{field.name}=A,B")
-    return field.type(low), field.type(high)
+    try:
+        ends = field.type(low), field.type(high)
+    except ValueError:
+        ends = None
+    if ends is None or not ends[0] < ends[1]:
+        raise ValueError(f"{field.name}={text}: a range is of two numbers, low..high.")
+    return ends
 
 
 # ---- keras-tuner

@@ -49,7 +49,8 @@ def search(next_words, most, beam=BEAM, alpha=ALPHA):
             sentences, beam, -1)
         # Twice as many as are kept: at most half of them end
         came_from, chosen, value = _best(candidates, 2 * beam)
-        words = np.take_along_axis(np.asarray(words, "int32").reshape(sentences, -1), chosen, axis=1)
+        words = np.take_along_axis(
+            np.asarray(words, "int32").reshape(sentences, -1), chosen, axis=1)
         grown = np.concatenate([np.take_along_axis(alive, came_from[..., None], axis=1),
                                 words[..., None]], axis=2)
         at_end = words == END

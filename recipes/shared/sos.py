@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 import tf_sparsity as ts
+from recipes.reporting import results
 from recipes.running.configuration import setting
 from recipes.running.training import Batches, Order, for_fit, ranked_anew
 
@@ -71,8 +72,8 @@ class Settings:
                              only=("variational_dropout", "l0"))
     scale: float = setting(1.0, "of the penalty, times 1 / training examples", least=0,
                            only=("variational_dropout", "l0"))
-    initial_keep: float = setting(0.9, "sigmoid of log alpha at first, near the mean of a gate", above=0, below=1,
-                                  only=("l0",))
+    initial_keep: float = setting(0.9, "sigmoid of log alpha at first, near the mean of a gate",
+                                  above=0, below=1, only=("l0",))
     annealing: float = setting(0.9, "share of the run in which the mask becomes a step", least=0,
                                most=1, only=("continuous_sparsification",))
     s0: float = setting(0.0, "where the gates start", only=("continuous_sparsification",))
@@ -379,12 +380,9 @@ def _ranked_anew(c, run, task):
 def report(model, task):
     """The final figures of a trained model, for JSON."""
     found = ts.report(model)
-    size, zeros = found.total("size"), found.total("zeros")
     return {**task.figures(model), "sparsity": found.sparsity, "natural": found.natural,
-            "size": size, "zeros": zeros,
-            "compression": size / (size - zeros) if size > zeros else None,
-            "kernels": [{"name": row.name, "shape": list(row.shape), "size": row.size,
-                         "zeros": row.zeros, "sparsity": row.sparsity} for row in found.rows]}
+            "size": found.total("size"), "zeros": found.total("zeros"),
+            "compression": results.compression(found), "kernels": results.kernels(found)}
 
 
 def accuracy(model, examples):

@@ -1,7 +1,7 @@
 """What the recipes of the paper's Transformer have in common: settings, training, BLEU.
 
-`recipes/shared/sos.py` says what each technique does. All kernels of the network are made sparse, the
-matrix of words and softmax with them; biases and normalisation are not.
+`recipes/shared/sos.py` says what each technique does. All kernels of the network are made sparse,
+the matrix of words and softmax with them; biases and normalisation are not.
 """
 
 import dataclasses
