@@ -30,7 +30,10 @@ PRUNING = (0.1, 0.7)  # of the run: magnitude pruning begins and ends
 # of the run: by rank the penalties of variational dropout and L0 rise to their full size in that
 # time, under the controller the sparsity that is asked for
 WARM_UP = {"rank": 0.2, "controller": 0.5}
-FREQUENCY = 100  # steps between two updates
+# Steps between two updates, and of the masks of magnitude pruning; the controller's is a 200th of
+# the run, its default.
+FREQUENCY = {"rank": 100, "controller": None}
+PRUNING_FREQUENCY = 100
 ANNEALING = 0.9  # of the run: continuous sparsification's mask becomes a step
 S0 = 0.05
 CS_SCALE = 1e-5
@@ -49,10 +52,10 @@ SMOKE_SPARSITIES = (0.9,)
 
 def methods(sparsity, reach, num_samples, steps):
     """name -> method, for a run of so many steps."""
-    asked = {"target_sparsity": sparsity, "reach": reach, "frequency": FREQUENCY}
+    asked = {"target_sparsity": sparsity, "reach": reach, "frequency": FREQUENCY[reach]}
     ramp = ts.Ramp(0, max(1, round(WARM_UP[reach] * steps)))
     begin, end = (round(share * steps) for share in PRUNING)
-    schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=FREQUENCY)
+    schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=PRUNING_FREQUENCY)
     return {
         PRUNING_NAME: ts.MagnitudePruning(schedule, distribution="global"),
         "variational dropout": ts.VariationalDropout(num_samples, ramp=ramp, **asked),
@@ -110,9 +113,9 @@ def cases(sparsities, reach, train, test, epochs, seed, folder):
 def settings(epochs, reach):
     return {"model": "lenet300", "batch": BATCH, "epochs": epochs, "optimizer": "Adam",
             "rate": RATE, "reach": reach, "pruning": list(PRUNING), "warm_up": WARM_UP[reach],
-            "frequency": FREQUENCY, "annealing": ANNEALING, "s0": S0, "cs_scale": CS_SCALE,
-            "l0_scale": L0_SCALE, "l0_initial_keep": L0_INITIAL_KEEP,
-            "l0_hard_mask": L0_HARD_MASK}
+            "frequency": FREQUENCY[reach], "pruning_frequency": PRUNING_FREQUENCY,
+            "annealing": ANNEALING, "s0": S0, "cs_scale": CS_SCALE, "l0_scale": L0_SCALE,
+            "l0_initial_keep": L0_INITIAL_KEEP, "l0_hard_mask": L0_HARD_MASK}
 
 
 def table(runs):
