@@ -144,6 +144,18 @@ def test_result_files_are_complete_and_consistent(path):
         assert 0 < entry.get("error", 0.5) < 1
 
 
+def test_two_processes_do_not_share_backups(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr(results, "UNFINISHED", tmp_path)
+    args = results.parser("l0_mnist", "", 10).parse_args([])
+    result = {"recipe": "l0_mnist", "command": "python -m recipes.l0_mnist", "seed": 0}
+    with results.unfinished(result, args) as folder:
+        with open(folder / "lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not folder.exists()
+
+
 @pytest.fixture
 def environment(monkeypatch):
     for name in machine.ENVIRONMENT:

@@ -297,6 +297,15 @@ def test_a_run_does_not_go_on_under_other_versions(run, tmp_path, monkeypatch):
         run()
 
 
+def test_a_run_does_not_go_on_with_other_kernels(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Leave(1)])
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(ValueError, match=r"run of ONEDNN_MAX_CPU_ISA None \(now AVX2\)\."):
+        run()
+
+
 def test_a_run_without_an_epoch_begins_anew(run, tmp_path, monkeypatch, capsys):
     """Whatever its record says: nothing was trained there."""
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from recipes.running import machine
-from recipes.running.files import write_json
+from recipes.running.files import alone, write_json
 
 FOLDER = Path(__file__).parent.parent / "results"
 UNFINISHED = Path("runs") / "unfinished"
@@ -89,8 +89,9 @@ def unfinished(result, args):
     folder = UNFINISHED / result["recipe"] / hashlib.sha256(text.encode()).hexdigest()[:12]
     if folder.exists():
         print(f"Going on with what is in {folder}", flush=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with alone(folder, result["command"]):
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(result, folder, name):

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and folders for one process at a time."""
 
 import contextlib
 import json
@@ -26,3 +26,20 @@ def write_json(path, value):
 
 def read_json(path):
     return json.loads(Path(path).read_text())
+
+
+@contextlib.contextmanager
+def alone(folder, title):
+    """One process at a time uses the folder; a killed one leaves nothing locked."""
+    import fcntl  # POSIX only
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{title}: waiting for another process that runs it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        print(os.getpid(), file=lock, flush=True)  # for people who look
+        yield

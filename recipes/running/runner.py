@@ -6,15 +6,13 @@ report, seconds and peak memory. The same command again finds the record and doe
 interruption it goes on from the backup of the last complete epoch.
 """
 
-import contextlib
 import gc
-import os
 import time
 from pathlib import Path
 
 from recipes.running import configuration as settings
 from recipes.running import eventlog, machine, registry, training
-from recipes.running.files import read_json, replacing, write_json
+from recipes.running.files import alone, read_json, replacing, write_json
 
 RUNS = "runs"
 # Where things lie on a machine, and what is written beside the record, is no setting of a run.
@@ -54,7 +52,7 @@ def run(name, configuration, options=None, callbacks=()):
         versions: its numbers would be of two.
     """
     this = Run(name, configuration, OPTIONS | (options or {}), callbacks)
-    with this.alone():
+    with alone(this.folder, this.title):
         if this.complete:
             print(f"{this.title}: complete on {machine.place(this.result()['where'])}, "
                   f"{this.folder}{this.made_with}", flush=True)
@@ -94,22 +92,6 @@ class Run:
         """`, made at commit ...` where the code has been at another one since; else nothing."""
         commits = self.result().get("commits", ())
         return "" if set(commits) <= {machine.commit()} else f", made at commit {commits[-1]}"
-
-    @contextlib.contextmanager
-    def alone(self):
-        """One process at a time; a killed one leaves nothing locked."""
-        import fcntl  # POSIX only
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{self.title}: waiting for another process that runs it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.truncate(0)
-            print(os.getpid(), file=lock, flush=True)  # for people who look
-            yield
 
     def execute(self):
         module = registry.load(self.recipe)
@@ -153,15 +135,16 @@ class Run:
 
     def _check_same(self, now):
         then, here = ({"backend": of["where"]["backend"],
-                       "devices": ", ".join(of["where"]["devices"]), **of["versions"]}
+                       "devices": ", ".join(of["where"]["devices"]), **of["versions"],
+                       **dict.fromkeys(machine.ENVIRONMENT), **of["where"]["environment"]}
                       for of in (self.record, now))
         changed = [f"{name} {then[name]} (now {here[name]})" for name in then
                    if then[name] != here[name]]
         if changed:
             raise ValueError(
                 f"{self.folder} holds an interrupted run of {', '.join(changed)}. To go on, use "
-                "what it began with (KERAS_BACKEND for the backend); to begin anew, remove the "
-                "folder or give another runs_dir.")
+                "what it began with (KERAS_BACKEND for the backend, variables of the environment by "
+                "their names); to begin anew, remove the folder or give another runs_dir.")
 
     def _save(self, **changes):
         peak, now = self.record["peak_memory"], machine.peak_memory()

@@ -11,6 +11,7 @@ import keras
 import tf_sparsity as ts
 from recipes.reporting import results
 from recipes.running import training
+from recipes.running.files import replacing
 
 CS, IMP, GMP = "continuous sparsification", "iterative pruning", "gradual pruning"
 
@@ -183,7 +184,8 @@ def plot(runs, path, name):
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=120)
 
 
 def headlines(runs, network):
