@@ -186,6 +186,10 @@ def main(argv=None):
                         help="the shares of the run between which the coefficient of the KL rises "
                              "from 0 to 1")
     args = parser.parse_args(argv)
+    begin, end = args.warm_up
+    if not 0 <= begin < end <= 1:
+        parser.error(f"--warm-up takes two shares of the run, 0 <= FROM < TO <= 1. Received: "
+                     f"{begin:g} {end:g}")
     clip = args.train_clip == "yes"
     train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)

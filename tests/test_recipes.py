@@ -180,6 +180,12 @@ def test_numbers_of_a_program_have_a_range(words, capsys):
         capsys.readouterr().err)
 
 
+def test_a_warm_up_has_a_length(capsys):
+    with pytest.raises(SystemExit):
+        variational_dropout_mnist.main(["--smoke", "--warm-up", "0.5", "0.5"])
+    assert "0 <= FROM < TO <= 1. Received: 0.5 0.5" in capsys.readouterr().err
+
+
 def test_runs_by_rank_alone_have_no_headline():
     """The overview's line is of those with the controller."""
     runs = [run for run in results.read("matched_mnist") if run["settings"]["reach"] == "rank"]
