@@ -206,6 +206,27 @@ def test_near_the_target_the_held_part_waits_while_the_error_says_it_is_on_its_w
     np.testing.assert_allclose(remembered(slot, "error"), -0.0175 / 0.06, rtol=1e-3)
 
 
+def test_the_spread_is_taken_from_the_gates_that_there_are():
+    """Target 0.99 of importances 0.001 apart: no rank is beyond the last, so that the share around
+    it is 0.005 instead of 0.015, and w = 0.02. At rest at q = 0.01, e = 0.5."""
+    method = ts.ContinuousSparsification(100, target_sparsity=0.99, reach="controller", frequency=1)
+    slot = gates(method, np.linspace(-1, 1, 2001) - 0.98 + 0.01)
+    for step in range(2):
+        method.update([slot], step)
+    np.testing.assert_allclose(remembered(slot, "error"), 0.5, atol=0.05)  # importances 0.001 apart
+
+
+def test_far_from_the_target_the_error_is_relative_to_the_distance():
+    """Target 0.75 of -1 ... 1: q = 0.5, then all fall by 0.11. q = 0.39, v = 0.3 * -0.11, and ten
+    updates on q + 10 v = 0.06, over |q| / 4 = 0.0975, which is more than w = 0.06."""
+    method = ts.ContinuousSparsification(100, target_sparsity=0.75, reach="controller", frequency=1)
+    slot = gates(method, np.linspace(-1, 1, 2001))
+    for step, move in enumerate((0.0, -0.11)):
+        slot.state["s"].assign(slot.state["s"] + move)
+        method.update([slot], step)
+    np.testing.assert_allclose(remembered(slot, "error"), 0.06 / 0.0975, atol=0.02)
+
+
 def test_the_speed_is_that_of_an_interval_whatever_the_time_between_two_looks():
     """Everything falls by 0.001 a step, at 12 steps by 0.012; the speed follows by 0.3 of the
     difference. The look at 24 is missed: in 24 steps twice as far, and as fast."""
