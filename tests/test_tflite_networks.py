@@ -1,5 +1,7 @@
 """Convolutional networks that XNNPACK can run sparse, those it would compute wrongly, prunable."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -114,6 +116,15 @@ def dense_warning(match=""):
                         match=f"No 1x1 convolution of this file runs sparse: .*{match}")
 
 
+def test_a_network_without_pictures_is_not_warned_of_convolutions():
+    model = keras.Sequential([keras.Input((64, 16)), layers.Conv1D(64, 1, use_bias=False)])
+    model.set_weights([np.eye(16, 64)[None]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", tflite_export.ExportWarning)
+        report = tflite_export.convert(model).report
+    assert report.is_sparse and "no picture" in report.layers[0].why
+
+
 @pytest.mark.parametrize(("build", "sparsity", "why", "change"), [
     (mobile, 0.6, "60%.; more than 2/3 are needed", "prune more than 2/3"),
     (lambda: mobile(layers.GlobalMaxPooling2D), 0.9, "features cannot pass through it",
@@ -212,6 +223,15 @@ def test_prunable_finds_dense_layers_by_pattern():
     assert chosen(model, pattern="1x16", quantize="dynamic") == names
     assert chosen(model, pattern="1x4", quantize="dynamic") == []
     assert chosen(model, pattern="1x4", runtime="tflm") == []
+
+
+def test_prunable_of_a_model_that_has_zeros():
+    """90 % of single zeros are no zero blocks, and those that would come are not beside them."""
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(128, use_bias=False)])
+    kernel = np.random.default_rng(0).normal(size=(64, 128))
+    model.set_weights([np.where(np.abs(kernel) < 1.645, 0, kernel)])
+    assert not tflite_export.prunable(model)(model.layers[0])
+    assert tflite_export.prunable(model, pattern="1x4")(model.layers[0])
 
 
 def test_prunable_sees_projections_and_cells():

@@ -216,6 +216,16 @@ def test_weights_beyond_float16_are_refused():
         tflite_export.convert(model, quantize="float16")
 
 
+def test_biases_beyond_float16_are_refused():
+    """TensorFlow's converter writes 65504 for them."""
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(1)])
+    model.layers[1].bias.assign([65504])
+    assert tflite_export.convert(model, quantize="float16").report.difference < 100
+    model.layers[1].bias.assign([180_000])
+    with fails("holds 180000, and float16 ends at 65504: quantize=None or"):
+        tflite_export.convert(model, quantize="float16")
+
+
 # ---- arguments
 
 

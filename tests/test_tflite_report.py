@@ -250,8 +250,8 @@ def test_names_are_short():
     assert names.short_in("CONV_2D 'a;b': no") == "CONV_2D 'b': no"
 
 
-def test_a_loop_is_counted_once():
-    """5 steps of an LSTM of 8 units on 8 inputs, twice: one step of each direction is counted."""
+def test_a_loop_is_counted_as_often_as_it_turns():
+    """5 steps of an LSTM of 8 units on 8 inputs, in both directions."""
     rows = layers.layers(dense_file(recurrent))
-    assert sorted(row.multiply_adds for row in rows) == [3 * 16] + [32 * 8] * 4
+    assert sorted(row.multiply_adds for row in rows) == [3 * 16] + [5 * 32 * 8] * 4
     assert np.all([row.operator == "FULLY_CONNECTED" for row in rows])

@@ -105,7 +105,7 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
     dense_file = float_file if quantized_file is None else quantized_file
     _refuse_weights(float_file, dense_file, source.name, sparse)
     if quantize == "float16":
-        _refuse_large(float_file, source.name)
+        _refuse_large(float_file, quantized_file, source.name)
 
     policy = store.Policy(sparse, quantize == "int8_weights", runtime)
     encoded = encode.encode(dense_file, policy, rotate_input=rotate_input)
@@ -275,12 +275,18 @@ def _refuse_weights(float_file, dense_file, name, sparse):
             "sparse=False converts it as it is.")
 
 
-def _refuse_large(float_file, name):
-    """Raises ValueError if a weight does not fit into float16."""
+def _refuse_large(float_file, half_file, name):
+    """Raises ValueError if a weight or a bias does not fit into float16. (A mask, which has more
+    dimensions than a bias, may end there.)"""
     most = np.finfo(np.float16).max
-    for weight in weights.find(flatbuffer.read(float_file)):
-        if weight.value.dtype == np.float32 and (found := np.abs(weight.value).max()) > most:
-            raise ValueError(f"The weight {weight.name!r} of {name} holds {found:.6g}, and float16 "
+    halved = {constant.name for constant in flatbuffer.constants(half_file)
+              if constant.value.dtype == np.float16}
+    found = [(weight.name, weight.value) for weight in weights.find(flatbuffer.read(float_file))]
+    found += [(constant.name, constant.value) for constant in flatbuffer.constants(float_file)
+              if constant.value.ndim == 1 and constant.name in halved]
+    for weight, value in found:
+        if value.dtype == np.float32 and (greatest := np.abs(value).max()) > most:
+            raise ValueError(f"The weight {weight!r} of {name} holds {greatest:.6g}, and float16 "
                              f"ends at {most:g}: quantize=None or 'int8_weights' can store it.")
 
 

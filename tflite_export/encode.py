@@ -7,6 +7,7 @@ it then does is read from the finished file, for every release that must be righ
 from typing import NamedTuple
 
 from tflite_export import flatbuffer, kernels, legalize, names, store, weights, xnnpack
+from tflite_export.region import IMAGE_RANK
 
 
 class Encoded(NamedTuple):
@@ -55,12 +56,15 @@ class Encoded(NamedTuple):
         return found
 
     def no_convolution_runs_sparse(self, runtime):
-        """Whether a 1x1 convolution in float32 is stored sparse, and no covered release runs one
-        sparse; whoever asks for int8 kernels knows that they are dense."""
+        """Whether a 1x1 convolution in float32 of a network that sees a picture is stored sparse,
+        and no covered release runs one sparse; whoever asks for int8 kernels, or has a network that
+        no release runs sparse, knows that they are dense."""
         if self.prediction is None:
             return False
         stored = any(weight.tensor.sparsity is not None and weight.operator == "CONV_2D"
                      and pointwise(weight) and weight.activations == "float32"
+                     and any(len(weight.graph.tensors[t].shape) == IMAGE_RANK
+                             for t in weight.graph.inputs)
                      for weight in weights.find(flatbuffer.read(self.tflite)))
         return stored and not any(
             op.kind == "CONV_2D" and op.runs[generation] == xnnpack.SPARSE

@@ -22,7 +22,7 @@ class LayerReport(NamedTuple):
     lower_bound: int  # of any encoding without blocks: each non-zero with its shortest index
     runs_sparse: bool
     why: str  # it runs sparse, or does not
-    change: str | None  # what would make it run sparse
+    change: str | None  # what would make it run sparse, or smaller
     multiply_adds: int  # in one run, zeros included
     expected_multiply_adds: int  # without those that a sparse kernel leaves out
 
@@ -104,10 +104,15 @@ _NOT_SMALLER = kernels.Reason("it would not be smaller with the places of its ze
 
 def _why_dense(weight, policy):
     """Why a weight that is stored dense is."""
-    if weight.zeros == 0:
-        return kernels.Reason("it has no zeros", "prune it")
     if policy.sparse is False:
         return kernels.Reason("as asked", "sparse='auto'")
+    if weight.value.nbytes <= store.overhead(weight):
+        return kernels.Reason(f"its {weight.value.nbytes} bytes are no more than the "
+                              f"{store.overhead(weight)} that a sparse tensor takes besides its "
+                              "values")
+    if weight.zeros == 0:
+        return kernels.Reason("it has no zeros", "prune it" if encode.pointwise(weight)
+                              else "prune it, to be smaller: no kernel runs it sparse")
     kernel, refused = kernels.native(weight, policy.runtime)
     unpack = kernels.unpackable(weight, policy.runtime)
     if refused is None and not store.pays(weight, kernel):
@@ -117,7 +122,7 @@ def _why_dense(weight, policy):
             return unpack
         return kernels.Reason(f"{refused.text}, and {unpack.text}", refused.change)
     smallest = encoding.smallest(weight.value)
-    if smallest is None or smallest.bytes + store.OVERHEAD >= weight.value.nbytes:
+    if smallest is None or smallest.bytes + store.overhead(weight) >= weight.value.nbytes:
         return _NOT_SMALLER
     if policy.sparse == "speed":
         if kernel is not None:

@@ -124,7 +124,8 @@ def _pruned(tflite, variables, block, sparsity):
         if not same:
             continue
         found[weight.name] = same
-        value = weight.value.copy()
+        one = weight.value.dtype.type(1)
+        value = np.where(weight.value == 0, one, weight.value)  # zeros that are there already
         groups = value.reshape(-1, block if value.shape[-1] % block == 0 else 1)
         groups[rng.permutation(len(groups))[:round(sparsity * len(groups))]] = 0
         weight.tensor.buffer = flatbuffer.add_constant(model, value)

@@ -98,7 +98,7 @@ def _choose(weight, policy):
 
 
 def _plans(weight, policy):
-    added = OVERHEAD + len(weight.name.encode())
+    added = overhead(weight)
     kernel, refused = kernels.native(weight, policy.runtime)
     if policy.sparse and refused is None and (
             policy.sparse == "size" or pays(weight, kernel)):
@@ -117,6 +117,11 @@ def _plans(weight, policy):
         encoded = encoding.smallest(values) if unpack else None
         if encoded is not None:
             yield _Plan("unpacked int8", encoded.bytes + 2 * extra + 2 * added, *encoded, scale)
+
+
+def overhead(weight):
+    """Bytes that an operator which unpacks the weight, and its tensor, take besides the values."""
+    return OVERHEAD + len(weight.name.encode())
 
 
 def pays(weight, kernel):

@@ -161,6 +161,11 @@ def _compare(expected, actual):
     outputs are matched by place where their names differ."""
     found = []
     for one, two in zip(expected, actual):
+        shapes = [sorted(np.shape(value) for value in outputs.values()) for outputs in (one, two)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("The outputs cannot be compared, their shapes differ: expected "
+                             f"{shapes[0]}, and the file has {shapes[1]}. Was the file made from "
+                             "this model?")
         pairs = ([(one[name], two[name]) for name in one] if set(one) == set(two)
                  else zip(one.values(), two.values()))
         here = []

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_export import flatbuffer
+from tflite_export import flatbuffer, loops
 
 # operator -> which of its inputs is the weight, and the dimension of its output channels
 WEIGHTS = {"FULLY_CONNECTED": (1, 0), "CONV_2D": (1, 0), "DEPTHWISE_CONV_2D": (1, 3),
@@ -32,8 +32,8 @@ class Weight(NamedTuple):
     operator: str  # that computes with it: FULLY_CONNECTED, ...
     channel: int  # the dimension of its output channels
     activations: str  # the dtype that the operator computes on: float32, int8, ...
-    multiply_adds: int  # of all operators that compute with it, zeros included; 0 for a look-up
-    rows: int  # how many vectors it is multiplied with in one run
+    multiply_adds: int  # in one run, of all that computes with it, zeros included; 0 for a look-up
+    rows: int  # how many vectors it is multiplied with at once
 
     @property
     def tensor(self):
@@ -64,15 +64,12 @@ class Weight(NamedTuple):
 
 
 def find(model):
-    """Every Weight of a schema.ModelT, in the order of its graphs and operators.
-
-    A weight inside the body of a loop is counted as if the loop ran once.
-    """
-    return [weight for number, graph in enumerate(model.subgraphs)
-            for weight in _of_graph(model, graph, number)]
+    """Every Weight of a schema.ModelT, in the order of its graphs and operators."""
+    return [weight for number, (graph, runs) in enumerate(zip(model.subgraphs, loops.runs(model)))
+            for weight in _of_graph(model, graph, number, runs)]
 
 
-def _of_graph(model, graph, number):
+def _of_graph(model, graph, number, runs):
     ports = {int(t) for t in [*graph.inputs, *graph.outputs]}
     producers = {int(t): op for op in graph.operators for t in op.outputs}
     users = {}
@@ -101,7 +98,7 @@ def _of_graph(model, graph, number):
             unpacking=tuple(unpacking), computing=tuple(computing),
             operator=" and ".join(dict.fromkeys(names)), channel=WEIGHTS[names[0]][1],
             activations=_activations(graph, computing[0], names[0]),
-            multiply_adds=work, rows=work // value.size,
+            multiply_adds=runs * work, rows=work // value.size,
         )
 
 
