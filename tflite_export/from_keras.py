@@ -159,9 +159,10 @@ def refuse_other_precisions(model):
         if layer.weights and layer.compute_dtype in ("float16", "bfloat16"):
             raise ValueError(
                 f"Layer {layer.name!r} of model {model.name!r} computes in {layer.compute_dtype}, "
-                "which LiteRT cannot: convert a float32 copy, made by keras.models.clone_model("
-                "model, clone_function=lambda layer: type(layer).from_config({**layer.get_config()"
-                ", 'dtype': 'float32'})) and set_weights(model.get_weights())."
+                "which LiteRT cannot. Convert a float32 copy: copy = keras.models.model_from_json("
+                f"model.to_json().replace('\"{layer.dtype_policy.name}\"', '\"float32\"')); "
+                "copy.set_weights(model.get_weights()). Classes of your own must be registered for "
+                "it, by keras.saving.register_keras_serializable."
             )
 
 
