@@ -17,7 +17,7 @@ from keras import layers
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import __main__ as command_line
-from tflite_export import encoding, flatbuffer, machine, names, store, weights
+from tflite_export import encoding, files, flatbuffer, machine, names, store, weights
 from tflite_export.benchmark import Benchmark
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +144,28 @@ def test_the_file_is_written_last(folder, tmp_path, capsys):
     page = tmp_path / ("x" * 250)
     assert run(folder / "dense.tflite", "-o", tmp_path / "o.tflite", "--html", page) == 1
     assert "File name too long" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_must_not_be_written_to_is_refused_before_the_conversion(
+        folder, tmp_path, capsys, monkeypatch):
+    """To root, who may run this, every folder is open."""
+    monkeypatch.setattr(command_line, "convert", None)  # not reached
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for options in (["-o", tmp_path / "o.tflite"],
+                    ["-o", folder / "o.tflite", "--json", tmp_path / "o.json"]):
+        assert run(folder / "dense.tflite", *options) == 1
+        assert re.search(r"The folder of \S*/o\.(tflite|json) may not be written to: ",
+                         capsys.readouterr().err)
+
+
+def test_an_error_of_writing_names_the_path_that_was_given(folder, tmp_path, capsys):
+    """Not that of the file which becomes it, when it is whole."""
+    long = tmp_path / ("x" * 250)
+    assert run(folder / "dense.tflite", "-o", long) == 1
+    assert capsys.readouterr().err.endswith(f" File name too long: {str(long)!r}\n")
+    for path in (f"{tmp_path / 'absent'}/", ""):
+        with pytest.raises(IsADirectoryError, match=f"'{path}' is a folder: give the name of a"):
+            files.write(path, b"")
 
 
 def test_wrong_usage_is_2(folder, capsys):

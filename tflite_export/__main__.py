@@ -113,7 +113,8 @@ def _convert_parser():
 
 def _convert(arguments):
     # The cheap refusals come before the imports and the conversion, which take seconds.
-    outputs = [path for path in (arguments.output, arguments.html, arguments.json) if path]
+    outputs = [path for path in (arguments.output, arguments.html, arguments.json)
+               if path is not None]
     files.refuse_missing(arguments.model, MODELS)
     _refuse_one_place([arguments.model, *outputs])
     for path in outputs:

@@ -91,6 +91,7 @@ class Report(NamedTuple):
 
         Raises:
             FileExistsError: there is one and `overwrite` is False.
+            OSError: it cannot be written there; the sentence says why.
         """
         return files.write(path, page.html(self).encode(), overwrite=overwrite)
 
