@@ -318,15 +318,20 @@ def test_benchmark_takes_turns(folder, capsys):
 def test_what_a_benchmark_says(monkeypatch):
     monkeypatch.setattr(machine, "_flags", lambda: {"avx"})
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
-    slow = Benchmark(2e-3, 3e-3, 1.5, (1.2, 1.5, 1.6), 1, "that", True)
+    six = (1.2, 1.3, 1.5, 1.5, 1.6, 1.6)
+    slow = Benchmark(2e-3, 3e-3, 1.5, six, 1, "that", True)
     assert str(slow).splitlines() == [
         "file          2.000 ms a run",
         "against       3.000 ms a run: that",
-        "ratio          1.50    median of 3 rounds in turns, 1.20 to 1.60; above 1 the file is "
+        "ratio          1.50    median of 6 rounds in turns, 1.20 to 1.60; above 1 the file is "
         "faster",
         "LiteRT with XNNPACK, 1 thread",
         "this machine is x86 with AVX, where XNNPACK runs no convolution sparse"]
-    fast = str(Benchmark(2e-6, 3e-4, 1.1, (0.9, 1.1, 1.2), 1, "that", False)).splitlines()
+    # five rounds of two equal files are on one side in one of 2**4 cases
+    few = str(slow._replace(ratios=six[1:])).splitlines()[2]
+    assert few.endswith("1.30 to 1.60: inconclusive below 6 rounds; above 1 the file is faster")
+    mixed = (0.9, 1.0, 1.1, 1.1, 1.2, 1.2)
+    fast = str(Benchmark(2e-6, 3e-4, 1.1, mixed, 1, "that", False)).splitlines()
     assert fast[:2] == ["file          2.000 us a run", "against     300.000 us a run: that"]
     assert fast[2].endswith("0.90 to 1.20: no significant difference; above 1 the file is faster")
     assert len(fast) == 4

@@ -33,7 +33,7 @@ from tflite_export import (
     store,
     wellformed,
 )
-from tflite_export.benchmark import benchmark
+from tflite_export.benchmark import FEWEST, benchmark
 from tflite_export.convert import MODELS, ExportWarning, convert
 from tflite_export.layers import layers
 from tflite_export.quiet import quiet
@@ -196,7 +196,8 @@ def _benchmark_parser():
     parser.add_argument("--against", metavar="DENSE.tflite",
                         help="the file to compare with; left out, the same one stored dense")
     parser.add_argument("--rounds", type=_positive, default=11,
-                        help="how often each file is measured (default: %(default)s)")
+                        help=f"how often each file is measured; below {FEWEST}, nothing is "
+                             "concluded (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, default=1,
                         help="that the kernels may use (default: %(default)s)")
     return parser
