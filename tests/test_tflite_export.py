@@ -340,6 +340,11 @@ def test_several_arguments_of_call_are_refused():
 
 def test_wrong_inputs_of_interpret():
     one = tflite_export.convert(dense()).tflite
+    for content in (b"the fox jumps", bytearray(b"the fox jumps")):
+        with fails("Not a .tflite file: its bytes 4 to 8 are b'fox ', not b'TFL3'"):
+            tflite_export.interpret(content, np.ones((2, 64)))
+    with fails("The .tflite file is damaged or cut off"):
+        tflite_export.interpret(one[:-2000], np.ones((2, 64)))
     with fails(r"must have shape \(rows, 64\); got \(2, 63\)"):
         tflite_export.interpret(one, np.ones((2, 63)))
     with fails("at least 1"):
