@@ -107,6 +107,9 @@ def test_representative_data_from_a_file(folder, tmp_path):
           "empty.npy"], "empty.npy cannot be read as an array"),
         (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
           "bad.npz"], "bad.npz cannot be read as an array"),
+        (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
+          "model.keras"], r"model.keras cannot be read .*: metadata.json in it is no array\. Give "
+                          "an .npy file of one array, or an .npz file with one for each input"),
         (["dense.tflite", "-o", "."], "is a folder"),
         (["dense.tflite", "-o", "new.tflite", "--html", "new.tflite"], "are one file"),
         (["dense.tflite", "-o", "new.tflite", "--json", "./new.tflite", "--overwrite"],

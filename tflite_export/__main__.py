@@ -149,9 +149,17 @@ def _data(path):
     try:
         with open(path, "rb") as file:
             loaded = np.load(file)
-            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            arrays = dict(loaded)
+            for name, array in arrays.items():  # of other zip archives it gives the bytes
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f"{name} in it is no array")
+            return arrays
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an array: {error}") from error
+        raise ValueError(f"{path} cannot be read as an array: {str(error).rstrip('.')}. Give "
+                         "an .npy file of one array, or an .npz file with one for each "
+                         "input.") from error
 
 
 def _inspect(arguments):
