@@ -66,8 +66,8 @@ def test_a_tflite_file_is_converted_with_all_options(folder, tmp_path, capsys):
     options = ["-o", out, "--html", page, "--json", data, "--quantize", "int8_weights",
                "--sparse", "size", "--runtime", "litert>=2.2"]
     assert run(folder / "dense.tflite", *options) == 0
-    exported = tflite_export.convert((folder / "dense.tflite").read_bytes(),
-                                     quantize="int8_weights", sparse="size", runtime="litert>=2.2")
+    exported = tflite_export.convert(folder / "dense.tflite", quantize="int8_weights",
+                                     sparse="size", runtime="litert>=2.2")
     assert out.read_bytes() == exported.tflite
     assert capsys.readouterr().out == f"{out}\n{exported.report}\n"
     assert json.loads(data.read_text()) == json.loads(json.dumps(exported.report.to_dict()))
