@@ -239,7 +239,11 @@ def test_verify_of_a_file_for_new_releases(tmp_path, capsys):
     path = tflite_export.convert(model, quantize="float16", runtime="litert>=2.2").save(
         tmp_path / "half.tflite")
     assert run("verify", path) == 3
-    assert "wrong: on litert 1.2, litert 1.4-2.1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "wrong: on litert 1.2, litert 1.4-2.1" in printed
+    assert "\ntflite-runtime 2.14, litert 2.2+: dense, unpacked when the file is loaded" in printed
+    assert re.search("^litert 1.2, litert 1.4-2.1: wrong, FULLY_CONNECTED '.*': a float16 weight "
+                     "behind a DENSIFY becomes NaN", printed, re.MULTILINE)
     assert run("verify", path, "--runtime", "litert>=2.2") == 0
     assert run("inspect", path, "--runtime", "litert>=2.2") == 0
     assert "1.4-2.1" not in capsys.readouterr().out
