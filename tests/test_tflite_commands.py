@@ -17,7 +17,7 @@ from keras import layers
 import tf_sparsity as ts
 import tflite_export
 from tflite_export import __main__ as command_line
-from tflite_export import encoding, flatbuffer, machine, names, store, weights
+from tflite_export import encoding, files, flatbuffer, machine, names, store, weights
 from tflite_export.benchmark import Benchmark
 
 ROOT = Path(__file__).parent.parent
@@ -66,8 +66,8 @@ def test_a_tflite_file_is_converted_with_all_options(folder, tmp_path, capsys):
     options = ["-o", out, "--html", page, "--json", data, "--quantize", "int8_weights",
                "--sparse", "size", "--runtime", "litert>=2.2"]
     assert run(folder / "dense.tflite", *options) == 0
-    exported = tflite_export.convert((folder / "dense.tflite").read_bytes(),
-                                     quantize="int8_weights", sparse="size", runtime="litert>=2.2")
+    exported = tflite_export.convert(folder / "dense.tflite", quantize="int8_weights",
+                                     sparse="size", runtime="litert>=2.2")
     assert out.read_bytes() == exported.tflite
     assert capsys.readouterr().out == f"{out}\n{exported.report}\n"
     assert json.loads(data.read_text()) == json.loads(json.dumps(exported.report.to_dict()))
@@ -107,6 +107,9 @@ def test_representative_data_from_a_file(folder, tmp_path):
           "empty.npy"], "empty.npy cannot be read as an array"),
         (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
           "bad.npz"], "bad.npz cannot be read as an array"),
+        (["dense.tflite", "-o", "new.tflite", "--quantize", "int8", "--representative-data",
+          "model.keras"], r"model.keras cannot be read .*: metadata.json in it is no array\. Give "
+                          "an .npy file of one array, or an .npz file with one for each input"),
         (["dense.tflite", "-o", "."], "is a folder"),
         (["dense.tflite", "-o", "new.tflite", "--html", "new.tflite"], "are one file"),
         (["dense.tflite", "-o", "new.tflite", "--json", "./new.tflite", "--overwrite"],
@@ -144,6 +147,28 @@ def test_the_file_is_written_last(folder, tmp_path, capsys):
     page = tmp_path / ("x" * 250)
     assert run(folder / "dense.tflite", "-o", tmp_path / "o.tflite", "--html", page) == 1
     assert "File name too long" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_must_not_be_written_to_is_refused_before_the_conversion(
+        folder, tmp_path, capsys, monkeypatch):
+    """To root, who may run this, every folder is open."""
+    monkeypatch.setattr(command_line, "convert", None)  # not reached
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for options in (["-o", tmp_path / "o.tflite"],
+                    ["-o", folder / "o.tflite", "--json", tmp_path / "o.json"]):
+        assert run(folder / "dense.tflite", *options) == 1
+        assert re.search(r"The folder of \S*/o\.(tflite|json) may not be written to: ",
+                         capsys.readouterr().err)
+
+
+def test_an_error_of_writing_names_the_path_that_was_given(folder, tmp_path, capsys):
+    """Not that of the file which becomes it, when it is whole."""
+    long = tmp_path / ("x" * 250)
+    assert run(folder / "dense.tflite", "-o", long) == 1
+    assert capsys.readouterr().err.endswith(f" File name too long: {str(long)!r}\n")
+    for path in (f"{tmp_path / 'absent'}/", ""):
+        with pytest.raises(IsADirectoryError, match=f"'{path}' is a folder: give the name of a"):
+            files.write(path, b"")
 
 
 def test_wrong_usage_is_2(folder, capsys):
@@ -214,7 +239,11 @@ def test_verify_of_a_file_for_new_releases(tmp_path, capsys):
     path = tflite_export.convert(model, quantize="float16", runtime="litert>=2.2").save(
         tmp_path / "half.tflite")
     assert run("verify", path) == 3
-    assert "wrong: on litert 1.2, litert 1.4-2.1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "wrong: on litert 1.2, litert 1.4-2.1" in printed
+    assert "\ntflite-runtime 2.14, litert 2.2+: dense, unpacked when the file is loaded" in printed
+    assert re.search("^litert 1.2, litert 1.4-2.1: wrong, FULLY_CONNECTED '.*': a float16 weight "
+                     "behind a DENSIFY becomes NaN", printed, re.MULTILINE)
     assert run("verify", path, "--runtime", "litert>=2.2") == 0
     assert run("inspect", path, "--runtime", "litert>=2.2") == 0
     assert "1.4-2.1" not in capsys.readouterr().out
@@ -296,15 +325,20 @@ def test_benchmark_takes_turns(folder, capsys):
 def test_what_a_benchmark_says(monkeypatch):
     monkeypatch.setattr(machine, "_flags", lambda: {"avx"})
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
-    slow = Benchmark(2e-3, 3e-3, 1.5, (1.2, 1.5, 1.6), 1, "that", True)
+    six = (1.2, 1.3, 1.5, 1.5, 1.6, 1.6)
+    slow = Benchmark(2e-3, 3e-3, 1.5, six, 1, "that", True)
     assert str(slow).splitlines() == [
         "file          2.000 ms a run",
         "against       3.000 ms a run: that",
-        "ratio          1.50    median of 3 rounds in turns, 1.20 to 1.60; above 1 the file is "
+        "ratio          1.50    median of 6 rounds in turns, 1.20 to 1.60; above 1 the file is "
         "faster",
         "LiteRT with XNNPACK, 1 thread",
         "this machine is x86 with AVX, where XNNPACK runs no convolution sparse"]
-    fast = str(Benchmark(2e-6, 3e-4, 1.1, (0.9, 1.1, 1.2), 1, "that", False)).splitlines()
+    # five rounds of two equal files are on one side in one of 2**4 cases
+    few = str(slow._replace(ratios=six[1:])).splitlines()[2]
+    assert few.endswith("1.30 to 1.60: inconclusive below 6 rounds; above 1 the file is faster")
+    mixed = (0.9, 1.0, 1.1, 1.1, 1.2, 1.2)
+    fast = str(Benchmark(2e-6, 3e-4, 1.1, mixed, 1, "that", False)).splitlines()
     assert fast[:2] == ["file          2.000 us a run", "against     300.000 us a run: that"]
     assert fast[2].endswith("0.90 to 1.20: no significant difference; above 1 the file is faster")
     assert len(fast) == 4

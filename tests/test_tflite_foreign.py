@@ -154,6 +154,7 @@ def test_a_custom_operator_survives_and_is_not_run(tmp_path, capsys):
         exported = tflite_export.convert(file)
     assert exported.report.is_sparse and exported.report.difference is None
     assert "from the model's: unknown" in str(exported.report)
+    assert "was not run" in exported.report.advice[0] and exported.report.notes == ()
     model = flatbuffer.read(exported.tflite)
     (mine,) = [op for op in model.subgraphs[0].operators
                if flatbuffer.operator(model, op) == "Mine"]

@@ -88,7 +88,8 @@ def test_the_app_may_turn_the_picture(network):
     exported = tflite_export.convert(file, rotate_input=False)
     assert ports.turned(flatbuffer.read(exported.tflite)) == {"input_0"}
     assert exported.report.turned_inputs == ("input_0",)
-    assert any("the app has to turn the inputs" in note for note in exported.report.notes)
+    # by the name that the app feeds, not by that of the tensor, serving_default_input_0:0
+    assert "the app has to turn the inputs ['input_0'] by 180 degrees" in exported.report.notes
     assert tflite_export.compare(model, exported.tflite, rows(16, 16, 3)) < 1e-5
     assert tflite_export.convert(file).report.turned_inputs == ()
     assert exported.report.difference < 1e-5

@@ -12,6 +12,7 @@ import tflite_export
 from tflite_export import advice, encode, layers, machine, names, sizes, store
 from tflite_export.__main__ import main
 from tflite_export.layers import LayerReport
+from tflite_export.page import html
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,7 @@ def test_json_has_every_figure(exported):
     assert figures["sizes"][0]["bytes"] == report.bytes and figures["is_sparse"] is True
     assert figures["multiply_adds"] == 64 * 128 + 128 * 10 == figures["expected_multiply_adds"]
     assert [o["kernels"] for o in figures["trial"]][0] == "XNNPACK"
+    assert figures["source"] == "the .tflite file"
 
 
 class Page(HTMLParser):
@@ -189,6 +191,30 @@ def test_the_page_escapes_names(exported, tmp_path):
     text = (tmp_path / "x.html")
     report.save_html(text)
     assert "&lt;b&gt;&amp;" in text.read_text() and "<b>" not in text.read_text()
+
+
+def test_the_page_begins_with_what_one_wants_to_know(exported):
+    """What was done to the graph is folded, with short names; what the app must do is not."""
+    report = exported.report._replace(
+        source="model 'm'", turned_inputs=("x",), advice=("Beware.",),
+        notes=("CONV_2D 'a/b;c/d': padded", "the app has to turn the inputs ['x'] by 180 degrees"))
+    page = Page()
+    page.feed(text := html(report))
+    assert "<h1>Exported file, made from model &#x27;m&#x27;</h1>" in text
+    in_order = [text.index(piece) for piece in (
+        "This file is ", "The app has to turn the inputs x by 180", "Beware.", "Multiply-adds",
+        "<details><summary>What was done to the graph (2)</summary>",
+        "CONV_2D &#x27;c/d&#x27;: padded", "</details>", "<h2>Files")]
+    assert in_order == sorted(in_order) and "a/b" not in text
+    plain = html(exported.report._replace(source=""))
+    assert "<h1>Exported file</h1>" in plain and "<details>" not in plain
+
+
+def test_the_page_has_the_dtype_and_the_whole_name_of_a_weight(exported):
+    row = exported.report.layers[0]._replace(name="first;" + "x" * 60, dtype="int8")
+    text = html(exported.report._replace(layers=(row,)))
+    assert "<th>stored as</th>" in text and "<td>int8</td>" in text
+    assert f'<span title="first;{"x" * 60}">...{"x" * 45}</span>' in text
 
 
 # ---- what to expect

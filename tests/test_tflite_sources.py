@@ -1,5 +1,6 @@
 """What convert takes: models of any backend, saved models, .tflite files; and what it refuses."""
 
+import re
 import zipfile
 
 import custom_functions
@@ -77,6 +78,29 @@ def test_every_backend_exports_registered_layers_and_functions():
     exported = tflite_export.convert(model)
     assert [row.stored_sparse for row in exported.report.layers] == [True, True]
     assert tflite_export.compare(model, exported.tflite, rows(64)) < TOLERANCE
+
+
+def test_a_saved_model_with_code_of_ones_own_is_loaded_by_oneself(tmp_path):
+    class Unknown(layers.Dense):
+        pass
+
+    def unknown(x):
+        return 2 * x
+
+    path = tmp_path / "m.keras"
+    for layer in (Unknown(4), layers.Dense(4, unknown)):
+        keras.Sequential([keras.Input((8,)), layer]).save(path)
+        with fails("m.keras needs '[Uu]nknown', which is not registered with Keras: in Python, "
+                   "import the module that registers it, load the model.*pass it to "
+                   "tflite_export.convert"):
+            tflite_export.convert(path)
+    model = keras.Sequential([keras.Input((8,)), layers.Lambda(lambda x: 2 * x), layers.Dense(4)])
+    model.save(path)
+    with fails("m.keras holds a Python lambda.*by (keras.*safe_mode=False.), and pass it") as told:
+        tflite_export.convert(path)
+    loading = re.search(r"by (keras\S+ safe_mode=False\))", str(told.value))[1]
+    loaded = eval(loading)
+    assert tflite_export.compare(loaded, tflite_export.convert(loaded), rows(8)) < TOLERANCE
 
 
 def test_a_file_without_a_signature():

@@ -33,7 +33,7 @@ from tflite_export import (
     store,
     wellformed,
 )
-from tflite_export.benchmark import benchmark
+from tflite_export.benchmark import FEWEST, benchmark
 from tflite_export.convert import MODELS, ExportWarning, convert
 from tflite_export.layers import layers
 from tflite_export.quiet import quiet
@@ -113,7 +113,8 @@ def _convert_parser():
 
 def _convert(arguments):
     # The cheap refusals come before the imports and the conversion, which take seconds.
-    outputs = [path for path in (arguments.output, arguments.html, arguments.json) if path]
+    outputs = [path for path in (arguments.output, arguments.html, arguments.json)
+               if path is not None]
     files.refuse_missing(arguments.model, MODELS)
     _refuse_one_place([arguments.model, *outputs])
     for path in outputs:
@@ -148,9 +149,17 @@ def _data(path):
     try:
         with open(path, "rb") as file:
             loaded = np.load(file)
-            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            arrays = dict(loaded)
+            for name, array in arrays.items():  # of other zip archives it gives the bytes
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f"{name} in it is no array")
+            return arrays
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an array: {error}") from error
+        raise ValueError(f"{path} cannot be read as an array: {str(error).rstrip('.')}. Give "
+                         "an .npy file of one array, or an .npz file with one for each "
+                         "input.") from error
 
 
 def _inspect(arguments):
@@ -195,7 +204,8 @@ def _benchmark_parser():
     parser.add_argument("--against", metavar="DENSE.tflite",
                         help="the file to compare with; left out, the same one stored dense")
     parser.add_argument("--rounds", type=_positive, default=11,
-                        help="how often each file is measured (default: %(default)s)")
+                        help=f"how often each file is measured; below {FEWEST}, nothing is "
+                             "concluded (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, default=1,
                         help="that the kernels may use (default: %(default)s)")
     return parser

@@ -13,7 +13,9 @@ import numpy as np
 from tflite_export import child, flatbuffer, machine, ports, runner
 
 LIMIT = 1800  # seconds
-LEAST = 0.1  # seconds of each measurement: runs are repeated, so that caches hold what they hold in a run of many
+LEAST = 0.1  # seconds of each measurement: runs are repeated, so that caches hold what they hold
+# in a run of many
+FEWEST = 6  # rounds: those of equal files are all on one side in one of 2**(rounds - 1) cases
 
 
 class Benchmark(NamedTuple):
@@ -29,14 +31,15 @@ class Benchmark(NamedTuple):
 
     def __str__(self):
         low, high = min(self.ratios), max(self.ratios)
-        same = ": no significant difference" if low <= 1 <= high else ""
+        means = (f": inconclusive below {FEWEST} rounds" if len(self.ratios) < FEWEST else
+                 ": no significant difference" if low <= 1 <= high else "")
         scale, unit = ((1e6, "us") if min(self.seconds, self.seconds_against) < 1e-4 else
                        (1e3, "ms"))
         lines = [
             f"file     {scale * self.seconds:10.3f} {unit} a run",
             f"against  {scale * self.seconds_against:10.3f} {unit} a run: {self.against}",
             f"ratio    {self.ratio:10.2f}    median of {len(self.ratios)} rounds in turns, "
-            f"{low:.2f} to {high:.2f}{same}; above 1 the file is faster",
+            f"{low:.2f} to {high:.2f}{means}; above 1 the file is faster",
             f"LiteRT with XNNPACK, {self.threads} thread{'s' if self.threads > 1 else ''}",
         ]
         if self.convolution and machine.runs_sparse_convolutions() is False:
@@ -50,7 +53,7 @@ def benchmark(tflite, against, *, rounds=11, threads=1, name="the other file"):
     Args:
         tflite: bytes of the file.
         against: bytes of the file to compare with; it may have other inputs.
-        rounds: how often each is measured.
+        rounds: how often each is measured; below FEWEST, nothing is concluded.
         threads: that the kernels may use.
         name: what `against` is called in the text.
 

@@ -29,7 +29,8 @@ def interpret(tflite, inputs):
 
     Raises:
         FileNotFoundError: there is no file at the path.
-        ValueError: a name, a shape or a number of rows does not fit; the sentence says which.
+        ValueError: it is no .tflite file, or a name, a shape or a number of rows does not fit; the
+            sentence says which.
 
     Example:
         >>> import keras, numpy as np, tflite_export
@@ -72,7 +73,11 @@ def compare(model, tflite, inputs):
 def _content(tflite):
     """The bytes of a file that is given by its bytes, its path, or as `convert` returns it."""
     tflite = getattr(tflite, "tflite", tflite)
-    return wellformed.read(tflite) if isinstance(tflite, (str, os.PathLike)) else bytes(tflite)
+    if isinstance(tflite, (str, os.PathLike)):
+        return wellformed.read(tflite)
+    tflite = bytes(tflite)
+    wellformed.check(tflite)
+    return tflite
 
 
 def run(tflite, inputs):

@@ -149,8 +149,10 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         turned_inputs=tuple(sorted(turned)),
         trial=outcomes,
         covered=encode.covered(encoded, rows, runtime),
-        notes=(*encoded.notes, *([not_run] if not_run else [])),
-        advice=tuple(advice(rows, len(encoded.tflite), len(float_file))),
+        notes=tuple(encoded.notes),
+        advice=(*([not_run] if not_run else []),
+                *advice(rows, len(encoded.tflite), len(float_file))),
+        source=source.name,
     )
     return Exported(encoded.tflite, report)
 

@@ -114,6 +114,8 @@ def covered(encoded, rows, runtime):
     picture = any("CONV" in row.operator for row in rows)
     layer = next((row.why for row in rows if row.stored_sparse and not row.runs_sparse), "")
     found, releases = [], kernels.GENERATIONS[runtime]
+    if encoded.prediction and xnnpack.WRONG in map(encoded.prediction.runtimes.get, releases):
+        layer = UNPACKED  # a row says what is wrong, which the other releases do not do
     refused = encoded.refused
     if encoded.prediction and any(encoded.prediction.runtimes[g] == xnnpack.SPARSE
                                   for g in releases):

@@ -24,5 +24,6 @@ class Exported(NamedTuple):
 
         Raises:
             FileExistsError: there is one and `overwrite` is False.
+            OSError: it cannot be written there; the sentence says why.
         """
         return files.write(path, self.tflite, overwrite=overwrite)

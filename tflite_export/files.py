@@ -16,9 +16,11 @@ def write(path, data, *, overwrite=False):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.remove(partial)
+        if isinstance(error, OSError) and error.errno:  # it names `partial`, which nobody knows
+            raise OSError(error.errno, error.strerror, path) from error
         raise
     return path
 
@@ -33,11 +35,15 @@ def refuse_missing(path, expected):
 
 
 def refuse_no_place(path):
-    """Raises an OSError if `path` is a folder, or in one that is not there."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it.")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    """Raises an OSError if `path` is a folder, or in one that cannot be written to."""
+    if os.path.isdir(path) or not os.path.basename(path):
+        raise IsADirectoryError(f"{path!r} is a folder: give the name of a file in it.")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
         raise FileNotFoundError(f"The folder of {path} is not there.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder of {path} may not be written to: write to another one, "
+                              "or change its permissions.")
 
 
 def refuse_overwrite(path, overwrite=False):

@@ -225,6 +225,16 @@ def main_signature(model):
     return min(found, key=signature_key, default=None)
 
 
+def named_inputs(model):
+    """[(name of an input, its schema.TensorT)], as the signature names them; without one, as the
+    tensors are named."""
+    graph, signature = model.subgraphs[0], main_signature(model)
+    if signature is None or not signature.inputs:
+        return [(name(graph.tensors[int(t)]), graph.tensors[int(t)]) for t in graph.inputs]
+    return [(bytes(port.name or b"").decode("utf-8", "replace"), graph.tensors[port.tensorIndex])
+            for port in signature.inputs]
+
+
 def signature_key(signature):
     """The signature's key as text."""
     return bytes(signature.signatureKey or b"").decode("utf-8", "replace")

@@ -6,6 +6,7 @@ larger or not, and for some dtypes wrongly.
 
 import importlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -116,7 +117,7 @@ def load(path):
     """The Keras model of a .keras file.
 
     Raises:
-        ValueError: it cannot be loaded; for a sparsified one, what to import first.
+        ValueError: it cannot be loaded; for one with code of your own, what to do first.
     """
     import keras
 
@@ -127,6 +128,16 @@ def load(path):
         if "tf_sparsity" in text and "tf_sparsity" not in sys.modules:
             raise ValueError(f"{path} holds layers of tf_sparsity: import tf_sparsity before it is "
                              "loaded.") from error
+        if own := re.search("Could not locate (?:class|function) ('[^']*')", text):
+            raise ValueError(
+                f"{path} needs {own[1]}, which is not registered with Keras: in Python, import "
+                "the module that registers it, load the model by keras.saving.load_model, and "
+                "pass it to tflite_export.convert.") from error
+        if "safe_mode=False" in text:
+            raise ValueError(
+                f"{path} holds a Python lambda, which may run anything: if you trust "
+                f"the file, load it by keras.saving.load_model({os.fspath(path)!r}, "
+                "safe_mode=False), and pass it to tflite_export.convert.") from error
         raise ValueError(
             f"{path} cannot be loaded as a Keras model: {first_line(error)}") from error
 
@@ -159,9 +170,10 @@ def refuse_other_precisions(model):
         if layer.weights and layer.compute_dtype in ("float16", "bfloat16"):
             raise ValueError(
                 f"Layer {layer.name!r} of model {model.name!r} computes in {layer.compute_dtype}, "
-                "which LiteRT cannot: convert a float32 copy, made by keras.models.clone_model("
-                "model, clone_function=lambda layer: type(layer).from_config({**layer.get_config()"
-                ", 'dtype': 'float32'})) and set_weights(model.get_weights())."
+                "which LiteRT cannot. Convert a float32 copy: copy = keras.models.model_from_json("
+                f"model.to_json().replace('\"{layer.dtype_policy.name}\"', '\"float32\"')); "
+                "copy.set_weights(model.get_weights()). Classes of your own must be registered for "
+                "it, by keras.saving.register_keras_serializable."
             )
 
 

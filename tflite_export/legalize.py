@@ -176,6 +176,8 @@ def rotated_inputs(graph, region):
 
 def inputs_left_to_the_app(graph, region):
     """The app turns the pictures; the metadata says which."""
-    names = json.dumps([graph.name(tensor) for tensor in region.inputs])
-    graph.add_metadata(ROTATED, names.encode())
+    tensors = [graph.name(tensor) for tensor in region.inputs]
+    graph.add_metadata(ROTATED, json.dumps(tensors).encode())
+    names = sorted(name for name, tensor in flatbuffer.named_inputs(graph.model)
+                   if flatbuffer.name(tensor) in tensors)
     return [f"the app has to turn the inputs {names} by 180 degrees"]

@@ -20,7 +20,7 @@ def inputs(model):
     Raises:
         ValueError: a size besides the batch is unknown, or a dtype that NumPy lacks.
     """
-    return [_input(name, tensor) for name, tensor in _named(model)]
+    return [_input(name, tensor) for name, tensor in flatbuffer.named_inputs(model)]
 
 
 def turned(model):
@@ -31,7 +31,8 @@ def turned(model):
     """
     tensors = {name for entry in model.metadata if entry.name == legalize.ROTATED.encode()
                for name in _listed(model.buffers[entry.buffer].data)}
-    return {name for name, tensor in _named(model) if flatbuffer.name(tensor) in tensors}
+    return {name for name, tensor in flatbuffer.named_inputs(model)
+            if flatbuffer.name(tensor) in tensors}
 
 
 def turn(batches, names):
@@ -49,17 +50,6 @@ def _listed(data):
         raise ValueError(f"The .tflite file is damaged: its metadata {legalize.ROTATED!r} must be "
                          "a JSON list of inputs' names. Convert the model again.")
     return names
-
-
-def _named(model):
-    """[(name of an input, its schema.TensorT)]"""
-    graph = model.subgraphs[0]
-    signature = flatbuffer.main_signature(model)
-    if signature is None or not signature.inputs:
-        return [(flatbuffer.name(graph.tensors[int(t)]), graph.tensors[int(t)])
-                for t in graph.inputs]
-    return [(bytes(port.name or b"").decode("utf-8", "replace"), graph.tensors[port.tensorIndex])
-            for port in signature.inputs]
 
 
 def _input(name, tensor):

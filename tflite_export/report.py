@@ -22,6 +22,7 @@ class Report(NamedTuple):
     notes: tuple = ()  # what was done to the graph
     turned_inputs: tuple = ()  # names of those that the app has to turn by 180 degrees
     advice: tuple = ()  # sentences: where it will not be faster, what would be
+    source: str = ""  # what it was made from, a model's name or a path
 
     @property
     def bytes(self):
@@ -91,6 +92,7 @@ class Report(NamedTuple):
 
         Raises:
             FileExistsError: there is one and `overwrite` is False.
+            OSError: it cannot be written there; the sentence says why.
         """
         return files.write(path, page.html(self).encode(), overwrite=overwrite)
 
@@ -99,7 +101,7 @@ class Report(NamedTuple):
             *table(("file", "bytes", "zipped"),
                    [(s.file, f"{s.bytes:,}", f"{s.zipped:,}") for s in self.sizes]),
             f"this file: {self.reason}",
-            *(f"done: {note}" for note in self.notes),
+            *(f"done: {names.short_in(note)}" for note in self.notes),
             "",
             *layer_table(self.layers, self.other_constants, self.bytes),
             "",
