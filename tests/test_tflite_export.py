@@ -86,6 +86,9 @@ def test_a_wrong_file_is_seen():
     tflite = tflite_export.convert(model).tflite
     other = keras.models.clone_model(model)
     assert tflite_export.compare(other, tflite, rows(64)) > 1e-3
+    another = keras.Sequential([keras.Input((64,)), layers.Dense(1)])
+    with pytest.raises(ValueError, match="shapes differ: expected .*Was the file made from"):
+        tflite_export.compare(another, tflite, rows(64))
     one, nan = [{"x": np.ones(2)}], [{"x": np.array([1, np.nan])}]
     assert trial.greatest(one, one) == trial.greatest(nan, nan) == 0
     assert np.isnan(trial.greatest(one, nan)) and np.isnan(trial.greatest(nan, one))

@@ -216,6 +216,16 @@ def test_weights_beyond_float16_are_refused():
         tflite_export.convert(model, quantize="float16")
 
 
+def test_int8_storage_that_saves_nothing_is_said():
+    """8 x 8 weights: 192 bytes less, and over 256 for a tensor and what unpacks it."""
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8)])
+    report = tflite_export.convert(model, quantize="int8_weights").report
+    assert any(line.startswith("Nothing is stored as int8") for line in report.advice)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64)])
+    report = tflite_export.convert(model, quantize="int8_weights").report
+    assert not any(line.startswith("Nothing is stored as int8") for line in report.advice)
+
+
 def test_biases_beyond_float16_are_refused():
     """TensorFlow's converter writes 65504 for them."""
     model = keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(1)])

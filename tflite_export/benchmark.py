@@ -13,8 +13,7 @@ import numpy as np
 from tflite_export import child, flatbuffer, machine, ports, runner
 
 LIMIT = 1800  # seconds
-LEAST = 0.1  # seconds of each measurement: runs are repeated, so that caches hold what they hold
-# in a run of many
+LEAST = 0.1  # seconds of each measurement: runs are repeated, as caches are warm in a run of many
 FEWEST = 6  # rounds: those of equal files are all on one side in one of 2**(rounds - 1) cases
 
 

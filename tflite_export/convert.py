@@ -151,10 +151,15 @@ def convert(model, *, quantize=None, representative_data=None, sparse="auto", ru
         covered=encode.covered(encoded, rows, runtime),
         notes=tuple(encoded.notes),
         advice=(*([not_run] if not_run else []),
+                *([NOT_INT8] if policy.int8 and all(row.dtype != "int8" for row in rows) else []),
                 *advice(rows, len(encoded.tflite), len(float_file))),
         source=source.name,
     )
     return Exported(encoded.tflite, report)
+
+
+NOT_INT8 = ("Nothing is stored as int8: for each weight of this file, scales and unpacking take more "
+            "bytes than int8 saves.")
 
 
 class ExportWarning(UserWarning):
