@@ -9,7 +9,17 @@ from arm.builder import Builder
 from exports import INPUTS, conv, dense, dense_file, recurrent, wide
 
 import tflite_export
-from tflite_export import advice, encode, layers, machine, names, sizes, store
+from tflite_export import (
+    advice,
+    encode,
+    flatbuffer,
+    layers,
+    loops,
+    machine,
+    names,
+    sizes,
+    store,
+)
 from tflite_export.__main__ import main
 from tflite_export.layers import LayerReport
 from tflite_export.page import html
@@ -48,7 +58,7 @@ def test_why_a_weight_is_dense():
         rows = layers.layers(dense_file(dense, sparsity), store.Policy(sparse))
         return [(row.why, row.change) for row in rows]
 
-    assert why("auto", 0.0) == [("it has no zeros", "prune it")] * 2
+    assert why("auto", 0.0) == why(False, 0.0) == [("it has no zeros", "prune it")] * 2
     assert why(False, 0.9) == [("as asked", "sparse='auto'")] * 2
     assert why("auto", 0.1) == [
         ("it would not be smaller with the places of its zeros", "prune more of it")] * 2
@@ -281,3 +291,20 @@ def test_a_loop_is_counted_as_often_as_it_turns():
     rows = layers.layers(dense_file(recurrent))
     assert sorted(row.multiply_adds for row in rows) == [3 * 16] + [5 * 32 * 8] * 4
     assert np.all([row.operator == "FULLY_CONNECTED" for row in rows])
+
+
+def test_a_loop_that_cannot_be_counted_turns_once():
+    """Damaged files: an ADD without outputs, and a loop that is its own body."""
+    whole, silent, endless = (flatbuffer.read(dense_file(recurrent)) for _ in range(3))
+    (forth, back) = (op for op in whole.subgraphs[0].operators
+                     if flatbuffer.operator(whole, op) == "WHILE")
+    bodies = [op.builtinOptions.bodySubgraphIndex for op in (forth, back)]
+    assert [loops.runs(whole)[body] for body in bodies] == [5, 5]
+    for op in silent.subgraphs[bodies[0]].operators:
+        if flatbuffer.operator(silent, op) == "ADD":
+            op.outputs = []
+    assert [loops.runs(silent)[body] for body in bodies] == [1, 5]
+    for op in endless.subgraphs[0].operators:
+        if flatbuffer.operator(endless, op) == "WHILE":
+            op.builtinOptions.bodySubgraphIndex = 0
+    assert loops.runs(endless)[0] >= 1

@@ -104,7 +104,7 @@ _NOT_SMALLER = kernels.Reason("it would not be smaller with the places of its ze
 
 def _why_dense(weight, policy):
     """Why a weight that is stored dense is."""
-    if policy.sparse is False:
+    if policy.sparse is False and weight.zeros:
         return kernels.Reason("as asked", "sparse='auto'")
     if weight.value.nbytes <= store.overhead(weight):
         return kernels.Reason(f"its {weight.value.nbytes} bytes are no more than the "

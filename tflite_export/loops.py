@@ -61,7 +61,7 @@ def _counts(model, body, place):
         return False
     before, after = int(body.inputs[place]), int(body.outputs[place])
     return any(
-        flatbuffer.operator(model, op) == "ADD" and int(op.outputs[0]) == after
+        flatbuffer.operator(model, op) == "ADD" and [int(t) for t in op.outputs] == [after]
         and sorted((int(t) == before, _number(model, body, t) == 1) for t in op.inputs)
         == [(False, True), (True, False)] for op in body.operators)
 
