@@ -13,6 +13,7 @@ from tf_sparsity.layers import SparseDense, SparseLayer
 pytestmark = pytest.mark.any_backend
 
 METHOD = ts.MagnitudePruning(ts.ConstantSparsity(0.5, 0))
+FACTOR = 0.25  # a global of functions below
 FLOATS = np.random.default_rng(0).normal(size=4000).astype("float32")
 
 
@@ -180,6 +181,10 @@ def attention():
     return keras.Model(inputs, layers.SimpleRNN(2)(y)), np.array([[1, 2, 3, 0], [6, 0, 0, 0]])
 
 
+def scaled(t, by):
+    return FACTOR * by * t
+
+
 def lambdas():
     factor = 0.5
 
@@ -188,6 +193,7 @@ def lambdas():
 
     return keras.Sequential([
         keras.Input((4, 3)), layers.Lambda(lambda t: factor * t, output_shape=(4, 3)),
+        layers.Lambda(lambda t: FACTOR * t), layers.Lambda(scaled, arguments={"by": 2}),
         layers.Dense(3, activation=lambda t: factor * t), layers.Activation(local),
         layers.LSTM(2, activation=local, recurrent_activation=lambda t: factor * t)]), x(4, 3)
 

@@ -294,6 +294,10 @@ def _clone(model, replace):
             config.update(layer=make(layer.forward_layer),
                           backward_layer=make(layer.backward_layer))
             new = keras.layers.Bidirectional(**config)
+        elif type(layer) is keras.layers.Lambda:  # written and read, code loses its globals
+            live = {"function": layer.function, "output_shape": layer._output_shape,
+                    "mask": layer.mask, "arguments": dict(layer.arguments)}
+            new = keras.layers.Lambda(**{**config, **live})
         else:
             new = type(layer).from_config(config)
         if hasattr(layer, "save_assets"):  # a vocabulary; the graph needs its size
