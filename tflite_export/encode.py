@@ -38,18 +38,21 @@ class Encoded(NamedTuple):
             slow = [(op, where) for op, where in slow if where]
             if wrong:
                 on = dict.fromkeys(generation for _, generation in wrong)
-                found[weight.key] = kernels.Reason(f"wrong on {', '.join(on)}: {wrong[0][0].why}")
+                op, generation = wrong[0]
+                found[weight.key] = kernels.Reason(
+                    f"wrong on {', '.join(on)}: {op.why[generation][0]}")
             elif not slow:
                 found[weight.key] = None
             elif not pointwise(weight):
                 found[weight.key] = NOT_POINTWISE
             elif weight.operator == "CONV_2D":
                 op, where = slow[0]
-                reason = kernels.Reason(op.why or UNPACKED, op.change)
+                why, change = op.why[where[-1]]
+                reason = kernels.Reason(why or UNPACKED, change)
                 if len(where) < len(releases):
                     newer = releases[-1] not in where
                     reason = kernels.Reason(f"not on {', '.join(where)}: {reason.text}",
-                                            f"runtime={kernels.NEWER!r}" if newer else op.change)
+                                            f"runtime={kernels.NEWER!r}" if newer else change)
                 elif self.refused:
                     reason = self.refused
                 found[weight.key] = reason

@@ -58,8 +58,7 @@ class Operator(NamedTuple):
     name: str  # of its output
     kind: str
     runs: dict  # generation -> "sparse", "dense" or "wrong"
-    why: str | None  # it does not run sparse, in the newest generation for which that holds
-    change: str | None  # what would make it
+    why: dict  # generation -> (why it does not run sparse, what would make it), None if unknown
 
 
 class Prediction(NamedTuple):
@@ -114,12 +113,12 @@ def predict(tflite):
         for op in graph.operators:
             of = runs.get(id(op), {})
             if of or graph.kind(op) in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-                why = [of[g][1:] for g in GENERATIONS if g in of and of[g][1] is not None]
+                of = {g: of.get(g, (DENSE, None, None)) for g in GENERATIONS}
                 written = graph.writes(op)[0]
                 operators.append(Operator(
                     (number, written), graph.name(written), graph.kind(op),
-                    {g: of[g][0] if g in of else DENSE for g in GENERATIONS},
-                    *(why[-1] if why else (None, None))))
+                    {g: verdict for g, (verdict, *_) in of.items()},
+                    {g: (text, change) for g, (_, text, change) in of.items()}))
     return Prediction({g: _overall(reasons, operators, g) for g in GENERATIONS}, tuple(reasons),
                       tuple(operators))
 
