@@ -8,7 +8,7 @@ from tflite_export.layers import total
 
 
 class Report(NamedTuple):
-    """What a conversion did. Sizes are in bytes; `zipped` ones after zlib at level 9."""
+    """What a conversion did. Sizes are in bytes; `zipped` ones after zlib at level 6."""
 
     is_sparse: bool  # whether any weight of the file is stored sparse
     reason: str  # why, in one sentence
