@@ -503,6 +503,14 @@ def test_table_of_the_runs(tmp_path, capsys):
     assert "no complete run of sos_lenet_mnist" in capsys.readouterr().err
 
 
+def test_a_record_of_another_version_is_named(tmp_path, capsys):
+    stored(tmp_path, 0, 0.9, technique="dense", momentum=0.9)
+    for what in ("table", "plot", "report"):
+        assert command.main([what, NAME, f"runs_dir={tmp_path}"]) == 2
+        assert ("00.9lenet300/record.json is of another version of sos_lenet_mnist, with the "
+                "setting momentum, which" in capsys.readouterr().err)
+
+
 def test_the_sparsity_of_a_row_is_the_one_that_was_reached():
     reports = [{"sparsity": 0.91}, {"sparsity": 0.93}]
     key = "l0", 0.9, (("reach", "rank"),), "jax"

@@ -15,9 +15,22 @@ def columns(measure):
 
 
 def records(name, runs_dir):
-    """The complete records of a recipe."""
-    found = [read_json(path) for path in sorted((Path(runs_dir) / name).glob("*/record.json"))]
-    return [record for record in found if record["status"] == "complete"]
+    """The complete records of a recipe.
+
+    Raises:
+      ValueError: if one has settings that the recipe has no more.
+    """
+    known = registry.load(name).Configuration.__dataclass_fields__
+    found = []
+    for path in sorted((Path(runs_dir) / name).glob("*/record.json")):
+        record = read_json(path)
+        if record["status"] == "complete":
+            if gone := sorted(set(record["configuration"]) - set(known)):
+                raise ValueError(f"{path} is of another version of {name}, with the setting"
+                                 f"{'s' if gone[1:] else ''} {', '.join(gone)}, which this one does "
+                                 "not have. Move its folder elsewhere, or give another runs_dir.")
+            found.append(record)
+    return found
 
 
 def groups(found):
