@@ -65,7 +65,11 @@ class Sweep:
         self.space = self._space() if self.searches else None
         self.grid = None if self.searches else self._grid()
         measure = registry.measure(name).key
-        held_out = self.given.get("holdout", "0") != "0"
+        holdout = self.given.get("holdout", "0")
+        if not holdout.isdecimal():
+            raise ValueError("A sweep has one holdout, for its runs are compared by what is held "
+                             f"out. Received: holdout={holdout}")
+        held_out = int(holdout) > 0
         if self.searches and not held_out:
             raise ValueError(
                 f"tuner={self.options.tuner} chooses settings by {measure}; choose them by images "
