@@ -511,6 +511,12 @@ def test_a_record_of_another_version_is_named(tmp_path, capsys):
                 "setting momentum, which" in capsys.readouterr().err)
 
 
+def test_the_sparsity_of_many_layers_is_three_numbers():
+    assert tables._each([0.5] * 6) == ["0.500"] * 6
+    assert tables._each([0.1, 0.75, 0.25, 0.5, 0.5, 0.5, 0.9]) == [
+        "0.100", "(0.250 to 0.750)", "0.900"]
+
+
 def test_the_sparsity_of_a_row_is_the_one_that_was_reached():
     reports = [{"sparsity": 0.91}, {"sparsity": 0.93}]
     key = "l0", 0.9, (("reach", "rank"),), "jax"

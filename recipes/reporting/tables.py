@@ -8,6 +8,8 @@ from recipes.running import configuration as settings
 from recipes.running import machine, registry, runner
 from recipes.running.files import read_json
 
+MOST_LAYERS = 6  # that a table shows one by one
+
 
 def columns(measure):
     return ["technique", "sparsity", "settings", measure.title, "relative loss %",
@@ -102,17 +104,27 @@ def _row(key, some, dense, kind, measure):
     reports = [record["report"] for record in some]
     quality = [report[measure.key] for report in reports]
     loss = relative_loss(key, statistics.fmean(quality), dense, kind)
-    layers = zip(*([kernel["sparsity"] for kernel in report["kernels"]] for report in reports))
+    layers = [statistics.fmean(seeds) for seeds in zip(
+        *([kernel["sparsity"] for kernel in report["kernels"]] for report in reports))]
     natural = [report["natural"] for report in reports if report["natural"] is not None]
     trained = [record for record in some if record["epochs"]]
     return [technique, f"{met(key, reports):g}", words,
             results.spread([measure.unit * value for value in quality]),
             "" if loss is None else f"{100 * loss:.2f}",
-            " - ".join(f"{statistics.fmean(layer):.3f}" for layer in layers),
+            " - ".join(_each(layers)),
             results.spread(natural, ".2f") if natural else "",
             results.spread([_seconds(record) for record in trained], ".0f") if trained
             else "ranked", dict(own)["epochs"], place,
             results.seeds([{"seed": record["seed"]} for record in some])]
+
+
+def _each(layers):
+    """The sparsity of each layer; of many, of the first, from the least to the most between, and of
+    the last."""
+    if len(layers) <= MOST_LAYERS:
+        return [f"{sparsity:.3f}" for sparsity in layers]
+    first, *between, last = layers
+    return [f"{first:.3f}", f"({min(between):.3f} to {max(between):.3f})", f"{last:.3f}"]
 
 
 def changed(key, kind):
