@@ -47,7 +47,8 @@ DIFFERENCES = (
                "are ours."),
     Difference("He et al. train this network at twice the width for 164 epochs with SGD."),
     Difference("The paper meets a sparsity by sweeping the penalty; here learned methods keep "
-               "the most important weights when training is over (reach=rank).",
+               "the most important weights when training is over (reach=rank), and batch "
+               "normalization's statistics are estimated anew for them.",
                technique=sos.LEARNED, reach=("rank",)),
     Difference("extended has the epochs of the other runs; the paper's extended runs train "
                "1.5 times as long.",

@@ -457,6 +457,30 @@ def test_augmented_initial_weights():
     assert limit * 0.999 < np.abs(dense).max() <= limit
 
 
+def test_statistics_are_those_of_the_network_that_is_left():
+    """By hand: means over batches of the means and variances of x @ (w * mask)."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(1, 2, (10, 4)).astype("float32")
+    batches = training.Batches(x, np.zeros(10, "int32"), 4, seed=3)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False, name="d"),
+                              keras.layers.BatchNormalization(), keras.layers.Dense(2)])
+    model = ts.sparsify(model, ts.L0Regularization(10, target_sparsity=0.5), select="^d/")
+    ts.update(model)
+    before = [np.array(w) for w in model.weights]
+    training.estimate_statistics(model, batches, count=2)
+    kernel = np.asarray(model.get_layer("d").kernel)
+    assert (kernel == 0).sum() == 6
+    batches.begin(0)
+    seen = [batches[i][0] @ kernel for i in range(2)]  # the third batch is left out
+    norm = model.layers[1]
+    # float32 sums of 4 numbers, in another order
+    np.testing.assert_allclose(norm.moving_mean, np.mean([y.mean(0) for y in seen], 0), rtol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, np.mean([y.var(0) for y in seen], 0),
+                               rtol=1e-5)
+    changed = [w.path for w, old in zip(model.weights, before) if (np.array(w) != old).any()]
+    assert [path.split("/")[-1] for path in changed] == ["moving_mean", "moving_variance"]
+
+
 def test_holdout_is_kept_out(run):
     record = run("holdout=437", "technique=dense")
     assert record["report"]["steps"] == 9  # 1,000 images in batches of 360: 3 steps, 3 epochs

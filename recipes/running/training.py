@@ -1,5 +1,6 @@
 """One training that a kill cannot hurt: ordered data, and a backup and a line for each epoch."""
 
+import itertools
 import shutil
 import sys
 import time
@@ -9,6 +10,8 @@ import numpy as np
 
 import tf_sparsity as ts
 from recipes.running.files import read_json, write_json
+
+STATISTICS = 100  # batches that batch normalization's means and variances are estimated from
 
 
 class Batches(keras.utils.PyDataset):
@@ -213,6 +216,35 @@ def ranked_anew(model, values):
             layer.write_clock(step, -1)  # as if nothing had run: the ranking is due
     ts.update(model)
     return model
+
+
+def estimate_statistics(model, batches, count=STATISTICS):
+    """Batch normalization's means and variances anew, for the network that is evaluated.
+
+    Those of a training with soft masks or noise, or of weights that a rank cuts afterwards, belong
+    to another network; with them the one that is left may be no better than chance. Each becomes
+    the mean over the first `count` batches. Nothing else changes.
+
+    Args:
+      model: sparsified; the layers are its own, not those of a model inside it.
+      batches: as for `for_fit`; they begin anew.
+      count: at most so many batches.
+    """
+    if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
+        return
+    left = ts.freeze_masks(model)
+    norms = [(own, new) for own, new in zip(model.layers, left.layers, strict=True)
+             if isinstance(own, keras.layers.BatchNormalization)]
+    batches.begin(0)
+    stream = (map(batches.__getitem__, range(len(batches)))
+              if isinstance(batches, keras.utils.PyDataset) else batches.for_fit()["x"])
+    for seen, batch in enumerate(itertools.islice(stream, count)):
+        for _, new in norms:
+            new.momentum = seen / (seen + 1)  # a running mean over the batches
+        left(batch[0], training=True)
+    for own, new in norms:
+        own.moving_mean.assign(new.moving_mean)
+        own.moving_variance.assign(new.moving_variance)
 
 
 def is_sparse(model):

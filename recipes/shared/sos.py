@@ -8,7 +8,8 @@ All techniques start at the same initial weights and see the same batches, for t
   under magnitude (`revive`), as in the paper's code.
 - variational_dropout, l0, continuous_sparsification: learned; by rank they keep exactly as many
   weights as asked when training is over. Training does not see how many, so that one training, that
-  of sparsity `RANKED_AT`, serves all of them.
+  of sparsity `RANKED_AT`, serves all of them. Statistics of batch normalization are estimated anew
+  for what is left.
 - scratch_e, scratch_b: the masks of the magnitude run with the same settings, other initial
   weights, and the same budget or `BUDGET` times as much with the schedule stretched.
 - lottery: the same masks, the initial weights, or those after `rewind_step` steps.
@@ -25,7 +26,8 @@ import numpy as np
 import tf_sparsity as ts
 from recipes.reporting import results
 from recipes.running.configuration import setting
-from recipes.running.training import Batches, Order, for_fit, ranked_anew
+from recipes.running.training import (Batches, Order, estimate_statistics, for_fit,
+                                      ranked_anew)
 
 PRUNED = ("random", "magnitude")
 LEARNED = ("variational_dropout", "l0", "continuous_sparsification")
@@ -186,6 +188,7 @@ def perform(c, run, task):
         run.keep("masks.npz", lambda path: np.savez_compressed(path, **masks(model)))
     if c.technique in LEARNED and c.reach == "rank":
         run.keep("trained.npz", lambda path: np.savez(path, *map(np.asarray, model.weights)))
+        estimate_statistics(model, task.batches)
     return report(model, task) | {"steps": steps}
 
 
@@ -371,6 +374,7 @@ def _ranked_anew(c, run, task):
     model = ts.sparsify(network, method(c, steps, network, task))
     with np.load(source.folder / "trained.npz") as trained:
         ranked_anew(model, trained.values())
+    estimate_statistics(model, task.batches)
     return report(model, task) | {"steps": steps, "trained_in": source.digest}
 
 
