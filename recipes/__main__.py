@@ -1,6 +1,12 @@
 """The experiments of the recipes: list, run, sweep, table, plot and report."""
 
+import os
 import sys
+
+# TensorFlow 2.21's oneDNN kernels for AVX-512 corrupt memory in some convolutions, in plain Keras
+# too. Read when TensorFlow is imported; what imports this module keeps its environment.
+if __name__ == "__main__" and os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 from tflite_export.quiet import quiet
 
@@ -53,6 +59,8 @@ def list_recipes(words):
         width = max(len(left) for left, _ in rows)
         for left, right in rows:
             print(f"  {left:{width}}  {right}")
+        if any(left.endswith("*") for left, _ in rows):
+            print(f"\n{configuration.STAR}")
         return
     for name in registry.RECIPES:
         print(f"{name:28}{registry.first_line(registry.load(name))}")

@@ -51,8 +51,8 @@ DIFFERENCES = (
 
 DEFAULTS = defaults(
     sos.Settings, epochs=EPOCHS, batch=BATCH, rate=RATE, pruning_begin=PRUNING_BEGIN,
-    pruning_end=PRUNING_END, frequency=FREQUENCY, warm_up=WARM_UP, scale=SCALE,
-    initial_keep=INITIAL_KEEP, annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
+    pruning_end=PRUNING_END, warm_up=WARM_UP, scale=SCALE, initial_keep=INITIAL_KEEP,
+    annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Configuration(DEFAULTS):
     model: str = setting("lenet300", "the network", choices=tuple(lenet.MODELS))
     data: str = setting("mnist", "digits: scikit-learn's, in seconds, to try things out",
                         choices=("mnist", "digits"))
+
+    def usual(self):
+        return {"frequency": FREQUENCY}
 
 
 NETWORK = "model"

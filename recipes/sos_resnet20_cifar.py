@@ -58,8 +58,8 @@ DIFFERENCES = (
 
 DEFAULTS = defaults(
     sos.Settings, epochs=EPOCHS, batch=BATCH, rate=RATE, pruning_begin=PRUNING_BEGIN,
-    pruning_end=PRUNING_END, frequency=FREQUENCY, warm_up=WARM_UP, scale=SCALE,
-    initial_keep=INITIAL_KEEP, annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
+    pruning_end=PRUNING_END, warm_up=WARM_UP, scale=SCALE, initial_keep=INITIAL_KEEP,
+    annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,9 @@ class Configuration(DEFAULTS):
     optimizer: str = setting("adam", "sgd: that of He et al.", choices=("adam", "sgd"))
     data: str = setting("cifar10", "digits: scikit-learn's, in seconds, to try things out",
                         choices=("cifar10", "digits"))
+
+    def usual(self):
+        return {"frequency": FREQUENCY}
 
 
 GRID = (

@@ -134,7 +134,7 @@ class Configuration(DEFAULTS):
     def epoch_steps(self):
         return max(1, round(self.epoch_images / self.batch))
 
-    def published(self):
+    def usual(self):
         best, run = best_setting(self)
         epochs = EXTENDED_EPOCHS if run == EXTENDED_STEPS else EPOCHS
         steps = (self.epochs or epochs) * self.epoch_steps

@@ -49,13 +49,14 @@ MEASURE = sos_translation.BLEU
 DEFAULTS = defaults(
     sos_translation.Settings, epochs=EPOCHS, batch=BATCH, rate=RATE, rate_warm_up=RATE_WARM_UP,
     vocabulary=VOCABULARY, width=WIDTH, hidden=HIDDEN, heads=HEADS, layers=LAYERS,
-    pruning_begin=PRUNING_BEGIN, pruning_end=PRUNING_END, frequency=FREQUENCY, warm_up=WARM_UP,
-    scale=SCALE, initial_keep=INITIAL_KEEP, annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
+    pruning_begin=PRUNING_BEGIN, pruning_end=PRUNING_END, warm_up=WARM_UP, scale=SCALE,
+    initial_keep=INITIAL_KEEP, annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY)
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(DEFAULTS):
-    pass
+    def usual(self):
+        return {"frequency": FREQUENCY}
 
 
 GRID = (

@@ -106,7 +106,7 @@ DEFAULTS = defaults(
     sos_translation.Settings, epochs=STEPS // STEPS_OF_AN_EPOCH, batch=BATCH,
     rate_warm_up=RATE_WARM_UP, reach="penalty", initial_keep=INITIAL_KEEP, log_sigma2=LOG_SIGMA2,
     annealing=ANNEALING, s0=S0, gate_penalty=GATE_PENALTY,
-    # By technique and sparsity, `published` below
+    # By technique and sparsity, `usual` below
     pruning_begin=None, pruning_end=None, frequency=None, regularization=None, scale=None,
     ramp=None, warm_up_begin=None, warm_up=None, threshold=None)
 
@@ -117,7 +117,7 @@ class Configuration(DEFAULTS):
     data: str = setting("wmt14", "files: any aligned text, NAME.en and NAME.de in data_dir, NAME "
                         "being train, validation and test", choices=("wmt14", "files"))
 
-    def published(self):
+    def usual(self):
         """The best published settings of the technique at the nearest published sparsity.
 
         Scratch runs and tickets have those of the magnitude run that their masks come from, as in
@@ -133,7 +133,7 @@ class Configuration(DEFAULTS):
                 PENALTIES[self.technique][sparsity])
             return {"scale": scale, "ramp": ramp, "warm_up_begin": begin / STEPS,
                     "warm_up": rise / STEPS, "regularization": regularization,
-                    "frequency": UNPUBLISHED["frequency"],  # of a sparsity that is asked for
+                    "frequency": UNPUBLISHED["frequency"],  # by rank
                     **({"threshold": threshold[0]} if threshold else {})}
         technique = "random" if self.technique == "random" else "magnitude"
         begin, end, frequency, regularization = PRUNING[technique][sparsity]

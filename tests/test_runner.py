@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import keras
 import numpy as np
@@ -117,6 +118,7 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     for field in registry.load(NAME).Configuration.__dataclass_fields__:
         assert f"  {field}=" in printed
+    assert "  frequency=100* " in printed and configuration.STAR in printed
 
 
 @pytest.mark.parametrize("words, said", [
@@ -342,6 +344,26 @@ def test_differences_are_those_of_the_run(run):
             False, True, False]
     assert any("1.5 times" in s for s in said("distribution=extended"))
     assert run("technique=dense")["differences"] == said("technique=dense")
+
+
+@pytest.mark.parametrize("name, usual", [
+    ("sos_lenet_mnist", 100), ("sos_resnet20_cifar", 61), ("sos_transformer_multi30k", 68),
+    ("sos_transformer_wmt14", 1000), ("sos_resnet50_imagenet", 2000)])
+def test_a_controller_has_200_updates_of_a_run_unless_told_otherwise(name, usual):
+    """With the frequency of pruning it had 64 in a run of the narrow ResNet-20, and missed."""
+    for technique in sos.LEARNED:
+        def method(*words, steps=40_000):
+            kind = registry.load(name).Configuration
+            c = configuration.parse(kind, [f"technique={technique}", "scale=1", *words]
+                                    if technique != "continuous_sparsification" else
+                                    [f"technique={technique}", *words])
+            assert configuration.parse(kind, configuration.words(c)) == c
+            task = sos.Task(None, types.SimpleNamespace(examples=1000), None, None, None)
+            return sos.method(c, steps, None, task).for_run(steps)
+
+        assert method("reach=rank").frequency == usual
+        assert method("reach=controller").frequency == 200
+        assert method("reach=controller", "frequency=70").frequency == 70
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -694,17 +716,20 @@ def test_the_peak_of_memory_is_that_of_a_run():
 
 
 def test_the_narrow_resnet_has_the_same_techniques(tmp_path):
-    # A process of its own without oneDNN, under which TensorFlow 2.21 has crashed in convolutions
-    # of few channels when the last batch is smaller.
+    # A process of its own, as users have it: TensorFlow 2.21's own choice of oneDNN kernels has
+    # crashed in convolutions of few channels when the last batch is smaller.
+    environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
     done = subprocess.run(
         [sys.executable, "-m", "recipes", "run", "sos_resnet20_cifar", "data=digits", "batch=479",
          "epochs=2", "depth=8", "filters=2", "distribution=extended", "sparsity=0.75",
          "tensorboard=no", f"runs_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "KERAS_BACKEND": keras.config.backend(),
-                          "TF_ENABLE_ONEDNN_OPTS": "0"})
+        timeout=300, env=environment | {"KERAS_BACKEND": keras.config.backend()})
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*/*/record.json")
-    kernels = json.loads(path.read_text())["report"]["kernels"]
+    record = json.loads(path.read_text())
+    assert record["where"]["environment"].get("ONEDNN_MAX_CPU_ISA") == (
+        "AVX2" if keras.config.backend() == "tensorflow" else None)
+    kernels = record["report"]["kernels"]
     # stem 3 x 3 x 3 x 2 = 54 weights stay; classes 8 x 10 lose 0.75; together 0.75
     assert [kernels[i]["name"] for i in (0, -1)] == ["stem/kernel", "classes/kernel"]
     assert (kernels[0]["size"], kernels[0]["zeros"], kernels[-1]["zeros"]) == (54, 0, 60)

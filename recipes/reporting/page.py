@@ -36,8 +36,9 @@ def html(name, runs_dir):
                 ("How it differs from the paper", _list(
                     said.sentence for said in module.DIFFERENCES)),
                 ("Runs", _runs(found)),
-                ("Settings and their defaults", _table(["setting", "meaning"], settings.describe(
-                    module.Configuration)))]
+                ("Settings and their defaults", [
+                    *_table(["setting", "meaning"], settings.describe(module.Configuration)),
+                    f"<p>{escape(settings.STAR)}</p>"])]
     body = [line for title, lines in sections for line in (f"<h2>{escape(title)}</h2>", *lines)]
     return "\n".join([
         "<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8">',

@@ -177,12 +177,19 @@ def usual_values(kind, given):
     return vars(kind(**given))
 
 
+STAR = "* follows from other settings where it is not given; here it is as it is with their defaults."
+
+
 def describe(kind):
-    """A line for each setting: name, default, meaning, range, techniques."""
+    """A line for each setting: name, default (with a `STAR` where it follows from others), meaning,
+    range, techniques."""
+    usual = usual_values(kind, {})
     for field in dataclasses.fields(kind):
         limits = field.metadata
         allowed = ", ".join(limits["choices"]) if limits["choices"] else _range(limits).strip()
         only = f"; only {', '.join(limits['only'])}" if limits["only"] else ""
-        default = "published" if field.default is None else field.default
+        value = usual[field.name]
+        default = field.default if field.default is not None else (
+            "*" if value is None else f"{value}*")
         yield (f"{field.name}={default}", limits["meaning"]
                + (f" ({allowed})" if allowed else "") + only)

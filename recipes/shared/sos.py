@@ -69,7 +69,8 @@ class Settings:
                                    only=BY_SCHEDULE)
     pruning_end: float = setting(0.7, "share of the run at which it ends", least=0, most=1,
                                  only=BY_SCHEDULE)
-    frequency: int = setting(100, "steps between two updates", least=1, only=SPARSE)
+    frequency: int = setting(None, "steps between two updates; without it a controller makes 200 "
+                             "in a run", least=1, only=SPARSE)
     warm_up: float = setting(0.2, "share of the run in which the penalty rises", least=0, most=1,
                              only=("variational_dropout", "l0"))
     scale: float = setting(1.0, "of the penalty, times 1 / training examples", least=0,
@@ -83,13 +84,19 @@ class Settings:
                                   only=("continuous_sparsification",))
 
     def __post_init__(self):
-        for name, value in self.published().items():
-            if getattr(self, name) is None:
+        for name, value in self.usual().items():
+            # A controller makes as many updates as it needs, if frequency stays None
+            if getattr(self, name) is None and not (name == "frequency" and self.controlled):
                 object.__setattr__(self, name, value)
 
-    def published(self):
+    def usual(self):
         """{setting: value}, by technique and sparsity, of the settings whose default is None."""
         return {}
+
+    @property
+    def controlled(self):
+        """Does a controller steer the training?"""
+        return self.technique in LEARNED and self.reach == "controller"
 
     def rise(self, steps):
         """How the penalty of variational dropout and L0 rises, in a run of so many steps."""
@@ -228,7 +235,7 @@ def method(c, steps, model, task):
     if c.technique == "l0":
         # Sampled gates end near 0 under the controller, and the network near chance
         return ts.L0Regularization(task.batches.examples, initial_keep=c.initial_keep,
-                                   hard_mask=c.reach == "controller", **asked)
+                                   hard_mask=c.controlled, **asked)
     return ts.VariationalDropout(task.batches.examples, **c.noise(), **asked)
 
 
