@@ -1,5 +1,8 @@
 """The relaxations against closed forms, published test vectors and numerical integration."""
 
+import itertools
+
+import keras
 import numpy as np
 import oracles
 import pytest
@@ -154,6 +157,37 @@ def test_the_gradient_of_a_sample_at_other_temperatures(beta):
     z = s * 1.2 - 0.1
     expected = np.where((z > 0) & (z < 1), 1.2 * s * (1 - s) / beta, 0)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)  # float32, steep at 0.1
+
+
+def test_uniform_numbers_are_those_of_a_row_and_a_column():
+    """k = 65536 u - 1/2 is an integer, and two rows differ by one number mod 65536, as do columns;
+    so it is for a convolution's kernel, whose rows are places and inputs."""
+    for shape in ((40, 30), (3, 2, 7, 30), (9,), (9, 1)):
+        u = numpy(lambda: relax.uniform(shape, keras.random.SeedGenerator(3)))
+        assert u.shape == shape and u.dtype == np.float32
+        k = np.float64(u).reshape(-1, shape[-1]) * 65536 - 0.5
+        assert np.all((k == np.round(k)) & (k >= 0) & (k <= 65535))
+        assert np.all((k - k[:1]) % 65536 == (k[:, :1] - k[:1, :1]) % 65536)
+        assert len(np.unique(k)) > k.size / 2
+
+
+def test_any_two_uniform_numbers_are_independent():
+    """Of 1,600 draws of 2 x 3 numbers, each pair falls into 4 x 4 squares 100 times each: chi
+    squared with 15 degrees of freedom, 37.7 at 0.001. Rows and columns are independent as a whole:
+    so are the 3 of a row, 25 times in each of 64 cubes (63 degrees, 103.4)."""
+    seed = keras.random.SeedGenerator(5)
+    draws = np.stack([np.asarray(relax.uniform((2, 3), seed)) for _ in range(1600)])
+    fourth = (4 * draws.reshape(-1, 6)).astype(int)
+
+    def chi_squared(*columns):
+        index = sum(4 ** i * fourth[:, column] for i, column in enumerate(columns))
+        counts, expected = np.bincount(index, minlength=4 ** len(columns)), 1600 / 4 ** len(columns)
+        return ((counts - expected) ** 2 / expected).sum()
+
+    assert max(chi_squared(*pair) for pair in itertools.combinations(range(6), 2)) < 37.7
+    assert max(chi_squared(0, 1, 2), chi_squared(3, 4, 5)) < 103.4
+    corners = draws[:, 0, 0] - draws[:, 0, 1] - draws[:, 1, 0] + draws[:, 1, 1]
+    np.testing.assert_array_equal(corners, np.round(corners))  # what is not independent
 
 
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():

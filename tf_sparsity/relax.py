@@ -11,6 +11,7 @@ from keras import ops
 
 # The constants of Louizos, Welling and Kingma 2018, section 4.
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+LEVELS = 2 ** 16  # of a uniform number
 
 
 def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
@@ -21,7 +22,7 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
 
     Args:
       log_alpha: tensor.
-      u: tensor of its shape, uniform in (0, 1).
+      u: tensor of its shape, uniform in (0, 1). No gradient goes to it.
       beta: temperature > 0; gamma < 0 and zeta > 1 are where the sigmoid is stretched to.
 
     Example:
@@ -35,12 +36,25 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
 
     Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equations 10 and 11.
     """
-    if beta == BETA:  # the same with a root for two logarithms; other powers may overflow
-        odds = (1.0 - u) / u
-        s = 1.0 / (1.0 + odds * ops.sqrt(odds) * ops.exp(log_alpha * (-1 / beta)))
-    else:
-        s = ops.sigmoid((ops.log(u) - ops.log1p(-u) + log_alpha) / beta)
-    return ops.clip(s * (zeta - gamma) + gamma, 0.0, 1.0)
+    # Its gradient needs nothing but z. XLA, left to differentiate it, computes all of it twice.
+    @ops.custom_gradient
+    def gate(log_alpha):
+        if beta == BETA:  # the same with a root for two logarithms; other powers may overflow
+            odds = (1.0 - u) / u
+            s = 1.0 / (1.0 + odds * ops.sqrt(odds) * ops.exp(log_alpha * (-1 / beta)))
+        else:
+            s = ops.sigmoid((ops.log(u) - ops.log1p(-u) + log_alpha) / beta)
+        z = ops.clip(s * (zeta - gamma) + gamma, 0.0, 1.0)
+
+        def gradient(*args, upstream=None):
+            (upstream,) = args or (upstream,)
+            slope = (z - gamma) * (zeta - z) * (1 / (beta * (zeta - gamma)))
+            return ops.where(ops.logical_and(z > 0, z < 1), upstream * slope, 0.0)
+
+        return z, gradient
+
+    # A custom gradient takes no variables; reshape reads one without a copy
+    return gate(ops.reshape(log_alpha, ops.shape(log_alpha)))
 
 
 def hard_concrete(log_alpha, gamma=GAMMA, zeta=ZETA):
@@ -189,9 +203,18 @@ def noise(shape, seed, dtype="float32"):
 
 
 def uniform(shape, seed, dtype="float32"):
-    """Random numbers in (0, 1), never 0 or 1; on TensorFlow of 16 bits: (k + 1/2) / 65536.
+    r"""Random numbers in (0, 1), never 0 or 1, at the price of one row and one column of them.
 
-    Args: those of `noise`.
+    $$ u_{ij} = (a_i + b_j) \bmod 1 $$
+
+    with j along the last axis and i along all others; a and b are independent and uniform, of 16
+    bits. So each u is uniform, the numbers of a row are independent of each other, those of a
+    column are, and any two are: whatever depends on one row or column alone, or on the first two
+    moments, is as with independent numbers. Not independent are the four corners of a rectangle.
+
+    Args:
+      shape: of the numbers, a tuple that is not empty.
+      seed, dtype: those of `noise`.
 
     Example:
 
@@ -203,10 +226,11 @@ def uniform(shape, seed, dtype="float32"):
     assert 0 < u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.02
     ```
     """
-    if keras.backend.backend() != "tensorflow":
-        return keras.random.uniform(shape, 1e-6, 1 - 1e-6, dtype=dtype, seed=seed)
-    import tensorflow as tf
-    return (tf.cast(_random_bits(shape, seed), dtype) + 0.5) / 65536
+    *rows, columns = shape
+    count = math.prod(rows)
+    draws = ops.floor(keras.random.uniform((count + columns,), 0, LEVELS, dtype, seed))
+    u = ops.reshape(draws[:count], (*rows, 1)) + (draws[count:] + 0.5)
+    return ops.where(u < LEVELS, u, u - LEVELS) * (1 / LEVELS)
 
 
 def _random_bits(shape, seed):

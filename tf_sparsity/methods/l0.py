@@ -70,7 +70,8 @@ class L0Regularization(LearnedMethod):
     `initial_keep=0.9` is that of Gale, Elsen and Hooker 2019, arXiv:1902.09574.
 
     Deviations: one draw of the gates for each step (the authors also draw one for each example);
-    embeddings draw for each looked-up position, as Gale et al. (with `group="out"`, once). A bias
+    embeddings draw for each looked-up position, as Gale et al. (with `group="out"`, once). Gates
+    are independent within a row and a column of a kernel, and in pairs (`relax.uniform`). A bias
     has no gate. With `reach="rank"` a group that is kept although its gate is 0 computes with
     sigmoid(log alpha), which is near the mean of its gate in training.
     """
