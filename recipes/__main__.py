@@ -1,12 +1,6 @@
 """The experiments of the recipes: list, run, sweep, table, plot and report."""
 
-import os
 import sys
-
-# TensorFlow 2.21's oneDNN kernels for AVX-512 corrupt memory in some convolutions, in plain Keras
-# too. Read when TensorFlow is imported; what imports this module keeps its environment.
-if __name__ == "__main__" and os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 from tflite_export.quiet import quiet
 

@@ -114,6 +114,7 @@ DIFFERENCES = (
                technique=("continuous_sparsification",)),
 )
 
+NEEDS = ("data_dir=FOLDER",)
 DEFAULTS = defaults(
     sos.PublishedSettings, epochs=None, batch=BATCH, rate=None, pruning_begin=None,
     pruning_end=None, frequency=None, warm_up_begin=None, warm_up=None, scale=None,

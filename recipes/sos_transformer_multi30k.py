@@ -46,6 +46,8 @@ DIFFERENCES = (
 )
 
 MEASURE = sos_translation.BLEU
+NEEDS = ("data_dir=FOLDER",)
+ENDS = sos_translation.ENDS
 DEFAULTS = defaults(
     sos_translation.Settings, epochs=EPOCHS, batch=BATCH, rate=RATE, rate_warm_up=RATE_WARM_UP,
     vocabulary=VOCABULARY, width=WIDTH, hidden=HIDDEN, heads=HEADS, layers=LAYERS,

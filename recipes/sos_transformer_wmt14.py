@@ -102,6 +102,8 @@ DIFFERENCES = (
 )
 
 MEASURE = sos_translation.BLEU
+NEEDS = ("data_dir=FOLDER",)
+ENDS = sos_translation.ENDS
 DEFAULTS = defaults(
     sos_translation.Settings, epochs=STEPS // STEPS_OF_AN_EPOCH, batch=BATCH,
     rate_warm_up=RATE_WARM_UP, reach="penalty", initial_keep=INITIAL_KEEP, log_sigma2=LOG_SIGMA2,

@@ -6,21 +6,14 @@ cores. Its accuracies are not those of the papers' networks. Tickets train for a
 network, but from the rewind point, a tenth of a training after its start.
 """
 
-import os
 import sys
 from functools import partial
 
-# TensorFlow 2.21's oneDNN kernels have corrupted memory in convolutions of 8 channels on CPUs with
-# AVX-512, in plain Keras too. Those for AVX2 are faster than none. Read when TensorFlow is
-# imported, so set before; a program that imports this module keeps its environment.
-if __name__ == "__main__":
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from recipes.data import arrays  # noqa: E402
-from recipes.networks import resnet_cifar  # noqa: E402
-from recipes.shared import tickets  # noqa: E402
+from recipes.data import arrays
+from recipes.networks import resnet_cifar
+from recipes.shared import tickets
 
 RECIPE = "tickets_cifar_narrow_short"
 

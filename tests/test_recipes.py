@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shlex
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from recipes import (l0_mnist, matched_mnist, mobilenet_cifar, tickets_cifar_nar
 from recipes.data import arrays
 from recipes.networks import lenet, resnet_cifar
 from recipes.reporting import readme, results
-from recipes.running import machine
+from recipes.running import configuration, machine, registry
 
 RECIPES = {module.RECIPE: module
            for module in (variational_dropout_mnist, l0_mnist, matched_mnist, tickets_mnist,
@@ -142,6 +143,31 @@ def test_result_files_are_complete_and_consistent(path):
         if "threshold" in entry:
             assert entry["compression"] == pytest.approx(size / (size - zeros))
         assert 0 < entry.get("error", 0.5) < 1
+
+
+@pytest.mark.parametrize("name", registry.RECIPES)
+def test_kept_records_are_of_the_recipe_as_it_is(name):
+    """Each names its configuration by hash and by a command that asks for it, counts its zeros, and
+    says what is different; what it was ranked from is kept too."""
+    module, folder = registry.load(name), results.FOLDER / name
+    for path in folder.glob("*/record.json"):
+        record = json.loads(path.read_text())
+        words = shlex.split(record["command"])
+        assert f"KERAS_BACKEND={record['where']['backend']}" in words
+        words = words[words.index(name) + 1:]
+        found = configuration.parse(module.Configuration, words)
+        assert configuration.values(found) == record["configuration"], path
+        assert configuration.digest(name, found) == record["digest"] == path.parent.name
+        assert record["differences"] == [
+            said.sentence for said in module.DIFFERENCES if said.holds(found)], path
+        assert record["status"] == "complete"
+        report = record["report"]
+        size, zeros = (sum(kernel[key] for kernel in report["kernels"]) for key in ("size", "zeros"))
+        assert (size, zeros) == (report["size"], report["zeros"])
+        assert report["sparsity"] == pytest.approx(zeros / size)
+        source = report.get("trained_in")
+        assert bool(record["epochs"]) == (source is None)
+        assert source is None or (folder / source / "record.json").exists()
 
 
 def test_two_processes_do_not_share_backups(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ def test_words_thin_and_widen_the_grid():
     assert grid("technique=random,l0", "sparsity=0.7") == [
         "technique=random sparsity=0.7", "technique=l0 sparsity=0.7"]
     assert len(grid("seed=0,1,2")) == 3 * len(grid())
+    assert grid("seed=1,0")[len(grid()):] == grid()  # every cell before its next seed
     assert grid("trials=2") == grid()[:2]
     assert grid("technique=l0", "scale=0.1,1", "sparsity=0.9") == [
         "technique=l0 scale=0.1", "technique=l0"]
@@ -115,7 +116,9 @@ def statuses(folder):
 def test_a_grid_runs_each_configuration_once(tmp_path, capsys):
     words = [*TINY, "epochs=1", "technique=dense", "seed=0,1", f"runs_dir={tmp_path}"]
     assert command.main(["sweep", NAME, *words]) == 0
-    assert "2 trials complete, 0 not" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 2 trials over, about " in said and "2 of 2 trials over, about 0 s left" in said
+    assert "2 trials complete, 0 not" in said
     runs = {path: path.read_text() for path in tmp_path.glob(f"{NAME}/*/record.json")}
     assert len(runs) == 2
     assert {trial["status"] for trial in statuses(tmp_path).values()} == {"COMPLETED"}
@@ -227,6 +230,7 @@ def test_killed_workers_go_on_or_fail_their_trial_and_nothing_counts_twice(tmp_p
     finally:
         launcher.kill()
     assert launcher.returncode == 1
+    assert " of 4 trials over, about " in said
     assert "3 trials complete, 1 not" in said and said.count(": died (-9) in trial") == 3
     trials = {trial["run"]: trial for trial in statuses(tmp_path).values()}
     found = [trials.pop(folder.name) for folder in folders]

@@ -47,7 +47,8 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
         z = ops.clip(s * (zeta - gamma) + gamma, 0.0, 1.0)
 
         def gradient(*args, upstream=None):
-            (upstream,) = args or (upstream,)
+            if upstream is None:
+                (upstream,) = args
             slope = (z - gamma) * (zeta - z) * (1 / (beta * (zeta - gamma)))
             return ops.where(ops.logical_and(z > 0, z < 1), upstream * slope, 0.0)
 

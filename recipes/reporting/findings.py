@@ -10,15 +10,15 @@ import statistics
 from recipes.reporting import results, state_of_sparsity, tables
 from recipes.running import registry
 
-LEADERS = ("magnitude", "variational_dropout", "l0", "random")
+LEADERS = ("magnitude", "variational_dropout", "l0", "continuous_sparsification", "random")
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SECOND_LIVES = ("lottery", "scratch_e", "scratch_b")
 MASK_SPARSITIES = (0.8, 0.9, 0.95)
 # Top-1 accuracy of the published checkpoints of extended magnitude pruning, ResNet-50: README.md
 # of google-research/google-research, state_of_sparsity. There is no file of those runs.
 EXTENDED = {0.8: 0.7652, 0.9: 0.7516, 0.95: 0.7271, 0.965: 0.6926}
-SHORT_NAMES = {"variational_dropout": "VD", "l0": "L0", "scratch_e": "scratch-e",
-               "scratch_b": "scratch-b"}
+SHORT_NAMES = {"variational_dropout": "VD", "l0": "L0", "continuous_sparsification": "CS",
+               "scratch_e": "scratch-e", "scratch_b": "scratch-b"}
 # What we ran: the recipe, and the settings that are not its defaults.
 NETWORKS = {
     "LeNet-300-100": ("sos_lenet_mnist", ()),
@@ -35,6 +35,7 @@ class Ours:
       losses: {(technique, sparsity, its other settings): [relative loss of each seed, per cent]}.
       layers: {the same: [{kernel: sparsity} of each seed]}.
       records: all of them, those of the dense network too.
+      ends: what its recipe calls the first and the last kernel, or None.
     """
 
     def __init__(self, network, folder=results.FOLDER):
@@ -43,6 +44,7 @@ class Ours:
         groups = tables.groups(tables.records(name, folder))
         dense = tables.dense_quality(groups, measure)
         self.losses, self.layers, self.records = {}, {}, []
+        self.ends = getattr(registry.load(name), "ENDS", None)
         for key, some in groups.items():
             words = tables.changed(key, kind)
             if not set(common) <= set(words):
@@ -117,12 +119,11 @@ def extended(ours):
 
 def second_lives(ours):
     """The masks of magnitude pruning with new weights, and as lottery tickets."""
-    base = state_of_sparsity.dense("ResNet-50")
-    rows = [["published: ResNet-50", *(
-        _ranked({"magnitude": _published("ResNet-50", "magnitude", s)} | {
-            what: [100 * (1 - value / base) for value in values]
-            for what, values in state_of_sparsity.second_lives(s).items()})
-        for s in MASK_SPARSITIES)]]
+    rows = [[f"published: {network}", *(
+        _ranked({"magnitude": _published(network, "magnitude", s)} | {
+            what: [100 * (1 - value / state_of_sparsity.dense(network)) for value in values]
+            for what, values in state_of_sparsity.second_lives(network, s).items()})
+        for s in MASK_SPARSITIES)] for network in state_of_sparsity.FILES]
     for network, one in ours.items():
         late = {words for technique, _, words in one.losses if technique == "lottery"
                 and words and all(word.startswith("rewind_step=") for word in words)}
@@ -146,10 +147,10 @@ def places(ours, sparsity=0.9):
                 ("magnitude", "magnitude, ERK", ("distribution=erk",)),
                 ("magnitude", "magnitude, global", ("distribution=global",)),
                 ("variational_dropout", "VD", ()), ("l0", "L0", ()),
-                ("continuous_sparsification", "continuous sparsification", ())):
+                ("continuous_sparsification", "CS", ())):
             kernels = one.layers.get((technique, sparsity, frozenset(words)))
             if kernels:
-                ends = list(kernels[0])[0], list(kernels[0])[-1]
+                ends = one.ends or (list(kernels[0])[0], list(kernels[0])[-1])
                 rows.append([network, label, *(
                     f"{statistics.fmean(k[name] for k in kernels):.3f}" for name in ends)])
     return results.markdown(["network", "technique", "first kernel", "last kernel"], rows)

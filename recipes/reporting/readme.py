@@ -8,7 +8,7 @@ import importlib
 
 from recipes.reporting import findings, plots, results, tables
 from recipes.running import configuration as settings
-from recipes.running import registry, runner
+from recipes.running import registry, runner, sweep
 from recipes.running.files import replacing, write_json
 
 README = results.FOLDER.parent / "README.md"
@@ -82,8 +82,14 @@ def overview(folder):
                 seconds[record["seed"]] = (seconds.get(record["seed"], 0)
                                            + sum(epoch["seconds"] for epoch in record["epochs"]))
             environment = used[0]["command"].partition("python ")[0]
-            sweep = " ".join([f"{environment}python -m recipes sweep {name}", *words])
-            lines.append([name, *headline, f"`{sweep}`",
+            swept = sweep.Sweep(name, list(words)).grid
+            kind = registry.load(name).Configuration
+            kept = {" ".join(settings.changed(kind, record["configuration"])) for record in used
+                    if record["seed"] == 0}
+            command = " ".join([f"{environment}python -m recipes sweep {name}", *words,
+                                *getattr(registry.load(name), "NEEDS", ())])
+            part = "" if kept >= set(swept) else f" ({len(kept & set(swept))} of its {len(swept)})"
+            lines.append([name, *headline, f"`{command}`{part}",
                           results.spread(seconds.values(), ".0f"),
                           results.seeds([{"seed": seed} for seed in seconds])])
     return results.markdown(["recipe", "what", "paper", "published", "ours", "command",

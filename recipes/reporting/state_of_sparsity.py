@@ -23,6 +23,8 @@ FILES = {
         "variational_dropout": ("transformer_variational_dropout", "Sparsity:{}", "MOSES BLEU:{}"),
     },
 }
+# Of the Transformer; those of ResNet-50 differ in their columns.
+SECOND_LIVES = {"lottery": "lottery_ticket", "scratch_e": "scratche", "scratch_b": "scratchb"}
 # Accuracy in per cent there, a fraction elsewhere.
 BASELINES = {"ResNet-50": ("rn50_baselines", "Accuracy", 100),
              "Transformer": ("transformer_baselines", "MOSES BLEU", 1)}
@@ -63,8 +65,13 @@ def best(network, technique):
     return list(dict.fromkeys(filter(None, found)))
 
 
-def second_lives(sparsity):
-    """{what: top-1 accuracies of its runs} of ResNet-50 under the masks of magnitude runs."""
+def second_lives(network, sparsity):
+    """{what: accuracies or BLEU of its runs} under the masks of magnitude runs, with plain initial
+    weights."""
+    if network == "Transformer":
+        return {what: [float(row["MOSES BLEU"]) for row in rows(f"transformer_{file}")
+                       if abs(float(row["Sparsity"]) - sparsity) < SHORT]
+                for what, file in SECOND_LIVES.items()}
     found = {"lottery": [float(row["accuracy"]) for row in rows("rn50_lottery_ticket")
                          if float(row["sparsity"]) == sparsity]}
     for row in rows("rn50_scratch_lr_scaled"):

@@ -114,7 +114,8 @@ def _row(key, some, dense, kind, measure):
             " - ".join(_each(layers)),
             results.spread(natural, ".2f") if natural else "",
             results.spread([_seconds(record) for record in trained], ".0f") if trained
-            else "ranked", dict(own)["epochs"], place,
+            else "ranked", max(len(record["epochs"]) for record in some) or dict(own)["epochs"],
+            place,
             results.seeds([{"seed": record["seed"]} for record in some])]
 
 

@@ -7,6 +7,9 @@
 - `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, what says how runs
   differ from the paper's;
 - `MEASURE`, what its runs are compared by, where that is not `ACCURACY`;
+- `ENDS`, the paths of its first and its last kernel, where these are not the first and the last of
+  a report;
+- `NEEDS`, the words that a command must have beside settings, such as where the data is;
 - `NETWORK`, the setting that says which network is trained, where there are several: each has its
   own panel in plots.
 """

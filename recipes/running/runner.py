@@ -144,7 +144,7 @@ class Run:
             raise ValueError(
                 f"{self.folder} holds an interrupted run of {', '.join(changed)}. To go on, use "
                 "what it began with (KERAS_BACKEND for the backend, variables of the environment "
-                "by their names); to begin anew, remove the folder or give another runs_dir.")
+                "by their names, ONEDNN_MAX_CPU_ISA= for none); to begin anew, remove the folder or give another runs_dir.")
 
     def _save(self, **changes):
         peak, now = self.record["peak_memory"], machine.peak_memory()

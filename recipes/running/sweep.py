@@ -8,14 +8,16 @@ import dataclasses
 import itertools
 import json
 import os
+import time
 from pathlib import Path
 
 from recipes.running import configuration as settings
-from recipes.running import registry, runner
+from recipes.running import registry, runner, training
 from recipes.running.files import read_json, write_json
 
 TUNERS = ("grid", "random", "bayesian", "hyperband")
 FACTOR = 3  # of Hyperband: a third of the trials goes on with three times the epochs
+SEARCHED = 20  # trials of a search, unless told otherwise
 NEVER = 10**9  # keras-tuner 1.4 keeps its lock when too many failures in a row make it raise
 
 
@@ -77,6 +79,13 @@ class Sweep:
         self.objective = f"holdout_{measure}" if held_out else measure
 
     @property
+    def total(self):
+        """How many trials it has at most; None where that follows from what they come to."""
+        if self.options.tuner == "hyperband":
+            return None
+        return (self.options.trials or SEARCHED) if self.searches else len(self.grid)
+
+    @property
     def folder(self):
         """Of keras-tuner's state: named by what is swept, not by who sweeps it."""
         what = {"recipe": self.name, "given": self.given, "tuner": self.options.tuner,
@@ -92,15 +101,17 @@ class Sweep:
             if technique not in self._techniques():
                 raise ValueError(f"The grid of {self.name} has no technique={technique}. "
                                  f"{settings.nearest(technique, self._techniques())}")
-        for block in self.module.GRID:
-            for technique in block["technique"]:
-                if asked is not None and technique not in asked:
-                    continue
-                choices = _choices({**block, "technique": (technique,)}, self.given, kind)
-                used |= set(choices)
-                for values in itertools.product(*choices.values()):
-                    words = [f"{key}={value}" for key, value in zip(choices, values)]
-                    found[" ".join(settings.words(settings.parse(kind, words)))] = None
+        for seed in self.given.get("seed", "0").split(","):  # every cell before its next seed
+            given = {**self.given, "seed": seed} if "seed" in self.given else self.given
+            for block in self.module.GRID:
+                for technique in block["technique"]:
+                    if asked is not None and technique not in asked:
+                        continue
+                    choices = _choices({**block, "technique": (technique,)}, given, kind)
+                    used |= set(choices)
+                    for values in itertools.product(*choices.values()):
+                        words = [f"{key}={value}" for key, value in zip(choices, values)]
+                        found[" ".join(settings.words(settings.parse(kind, words)))] = None
         unused = [f"{key}={text}" for key, text in self.given.items() if key not in used]
         if unused:
             raise ValueError(f"No technique of this sweep has {', '.join(unused)}; the grid of "
@@ -163,7 +174,7 @@ def keras_tuner():
     return keras_tuner
 
 
-def tuner(sweep):
+def tuner(sweep, progress=None):
     """The keras-tuner Tuner of a sweep: alone, chief or worker, as its environment says."""
     kt = keras_tuner()
 
@@ -179,6 +190,11 @@ def tuner(sweep):
                 print(f"{sweep.name} {' '.join(words)}: {error}", flush=True)
                 raise kt.errors.FailedTrialError(str(error)) from None
             return {sweep.objective: record["report"][sweep.objective]}
+
+        def on_trial_end(self, trial):
+            super().on_trial_end(trial)
+            if progress:
+                progress.say()
 
     return Runs(_oracle(kt, sweep), directory=str(sweep.folder), project_name="tuner")
 
@@ -206,7 +222,7 @@ def _oracle(kt, sweep):
         return kt.oracles.HyperbandOracle(max_epochs=_epochs(sweep), factor=FACTOR, **common)
     oracle = {"random": kt.oracles.RandomSearchOracle,
               "bayesian": kt.oracles.BayesianOptimizationOracle}[sweep.options.tuner]
-    return oracle(max_trials=sweep.options.trials or 20, **common)
+    return oracle(max_trials=sweep.total, **common)
 
 
 def _epochs(sweep):
@@ -316,6 +332,29 @@ def say(sweep):
     return failed
 
 
+class Progress:
+    """Says how many trials are over, and how long the others may take, when one more is."""
+
+    def __init__(self, sweep):
+        self.sweep, self.begun = sweep, time.monotonic()
+        self.before = self.over = self._count()  # of an earlier session
+
+    def say(self):
+        over = self._count()
+        if over == self.over:
+            return
+        self.over, total = over, self.sweep.total
+        line = f"{self.sweep.name}: {over} trials over"
+        if total:
+            each = (time.monotonic() - self.begun) / (over - self.before)
+            line = (f"{self.sweep.name}: {over} of {total} trials over, about "
+                    f"{training.duration(each * (total - over))} left")
+        print(line, flush=True)
+
+    def _count(self):
+        return sum(trial["status"] not in ("RUNNING", "IDLE") for trial in trials(self.sweep))
+
+
 def _last_line(message):
     return (message or "see the worker's log, or its machine's").strip().splitlines()[-1]
 
@@ -330,6 +369,6 @@ def run(name, words):
 
         workers.launch(sweep)
     else:
-        tuner(sweep).search(verbose=0)
+        tuner(sweep, None if role else Progress(sweep)).search(verbose=0)
     elsewhere = sweep.options.chief or role is not None and role != "chief"
     return 0 if elsewhere else say(sweep)

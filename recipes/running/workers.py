@@ -16,6 +16,7 @@ from recipes.running import sweep as sweeps
 
 CHIEF = "chief"
 POLL = 0.2  # seconds
+SAY = 5  # seconds, from one look at the trials to the next
 MOST_FAILURES = 3  # trials that fail by deaths, one after the other, until the sweep is given up
 
 
@@ -33,9 +34,13 @@ def launch(sweep):
             crew.start(CHIEF)
         for number in range(sweep.options.workers):
             crew.start(f"{socket.gethostname()}-{number}")
+        progress, due = sweeps.Progress(sweep), 0
         while crew.working:
             time.sleep(POLL)
             crew.look()
+            if here and time.monotonic() >= due:  # where keras-tuner's files are
+                progress.say()
+                due = time.monotonic() + SAY
     finally:
         crew.stop()
 

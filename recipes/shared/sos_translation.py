@@ -17,6 +17,7 @@ from recipes.shared import bleu, sos
 from recipes.shared.beam import ALPHA, BEAM, translate
 
 BLEU = Measure("bleu", "test BLEU")
+ENDS = ("embedding/embeddings",) * 2  # one matrix holds the words and the softmax
 
 DROPOUT = 0.1  # tensor2tensor's transformer_base: of blocks, attention and hidden units
 SMOOTHING = 0.1  # of labels, the same

@@ -71,7 +71,7 @@ class L0Regularization(LearnedMethod):
 
     Deviations: one draw of the gates for each step (the authors also draw one for each example);
     embeddings draw for each looked-up position, as Gale et al. (with `group="out"`, once). Gates
-    are independent within a row and a column of a kernel, and in pairs (`relax.uniform`). A bias
+    are independent along a kernel's last axis, across it, and in pairs (`relax.uniform`). A bias
     has no gate. With `reach="rank"` a group that is kept although its gate is 0 computes with
     sigmoid(log alpha), which is near the mean of its gate in training.
     """
