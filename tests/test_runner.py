@@ -432,19 +432,23 @@ def test_rewinding_into_the_pruning_is_refused(run):
 def test_the_rewind_point_is_the_run_at_that_step(run, tmp_path):
     """Dense training for k steps, and the dense run itself, stopped after its first epoch."""
     options, c = runner.parse(NAME, [*TINY, "technique=lottery", "rewind_step=4",
-                                     "pruning_begin=0.4"])
+                                     "pruning_begin=0.4", f"runs_dir={tmp_path}"])
     recipe = registry.load(NAME)
     task = sos.images(c, recipe.lenet.lenet300, *arrays.load("digits"), recipe.optimizer,
                       last="^classes/")
     keras.utils.set_random_seed(c.seed)
-    point = sos._after(c, task, task.network(), steps=12)
+    this = runner.Run(NAME, c, options)
+    this.folder.mkdir(parents=True)
+    point = sos._after(c, this, task, task.network(), steps=12)
     keras.utils.set_random_seed(c.seed)
     dense = task.network()
     task.compile(dense, 12)
     training.fit(dense, task.batches, task.validation, epochs=1,
-                 folder=tmp_path, note=lambda epochs: None)
-    for ours, theirs in zip(point.get_weights(), dense.get_weights(), strict=True):
-        assert np.array_equal(ours, theirs)
+                 folder=tmp_path / "dense", note=lambda epochs: None)
+    again = sos._after(c, this, None, task.network(), steps=12)  # from its file, without training
+    for ours, theirs, kept in zip(point.get_weights(), dense.get_weights(), again.get_weights(),
+                                  strict=True):
+        assert np.array_equal(ours, theirs) and np.array_equal(kept, theirs)
 
 
 def test_extended_map():
@@ -842,12 +846,21 @@ def test_runs_on_jax_with_keras_numpy_and_an_npz_alone(tmp_path):
 def test_tensorboard_logs_with_hparams(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options, configured = runner.parse(NAME, [*TINY, f"runs_dir={tmp_path}"])
-    record = runner.run(NAME, configured, options)
-    assert record["tensorboard"] == "written"
-    logs = folder_of(record, tmp_path) / "tensorboard"
-    events = EventAccumulator(str(logs)).Reload()
-    tags = events.Tags()
-    assert {"epoch/loss", "epoch/sparsity", "final/accuracy"} <= set(tags["tensors"])
-    assert "_hparams_/session_start_info" in str(events.summary_metadata)
+    def logged(*words):
+        options, configured = runner.parse(NAME, [*TINY, *words, f"runs_dir={tmp_path}"])
+        record = runner.run(NAME, configured, options)
+        assert record["tensorboard"] == "written"
+        logs = folder_of(record, tmp_path) / "tensorboard"
+        events = EventAccumulator(str(logs)).Reload()
+        assert "_hparams_/session_start_info" in str(events.summary_metadata)
+        return record, set(events.Tags()["tensors"]), logs
+
+    _, tags, logs = logged()
+    assert {"epoch/loss", "epoch/sparsity", "final/accuracy"} <= tags
     assert any((logs / "sparsity").iterdir())
+    # A run that is only ranked has no epochs, and a controller's frequency is not known before
+    _, tags, _ = logged("technique=l0", "sparsity=0.5")
+    assert "final/accuracy" in tags and "epoch/loss" not in tags
+    with pytest.warns(UserWarning, match="needs about 200 updates"):  # 12 steps are too few
+        record, tags, _ = logged("technique=l0", "reach=controller", "sparsity=0.5")
+    assert "epoch/loss" in tags and record["configuration"]["frequency"] is None

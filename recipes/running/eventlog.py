@@ -37,13 +37,17 @@ def callbacks(run):
 
 
 def finish(run):
-    """The final figures, for the table of HParams."""
+    """The final figures, for the table of HParams; of a run that was only ranked, its settings too.
+    """
     if status(run.options) != WRITTEN:
         return
     import tensorflow as tf
 
+    _leave_the_accelerator_to_the_backend()
     report = run.record["report"]
     with _writer(run).as_default(step=len(run.record["epochs"])):
+        if not run.record["epochs"]:
+            _write_settings(run)
         for name in (registry.measure(run.recipe).key, "sparsity"):
             tf.summary.scalar(f"final/{name}", report[name])
 
@@ -56,11 +60,9 @@ class EpochLog(keras.callbacks.Callback):
         self.run = run
 
     def on_train_begin(self, logs=None):
-        from tensorboard.plugins.hparams import api
-
         self.writer = _writer(self.run)
         with self.writer.as_default(step=0):
-            api.hparams(settings.values(self.run.configuration), trial_id=self.run.digest)
+            _write_settings(self.run)
         self.writer.flush()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -73,6 +75,14 @@ class EpochLog(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.writer.close()
+
+
+def _write_settings(run):
+    from tensorboard.plugins.hparams import api
+
+    values = settings.values(run.configuration)
+    api.hparams({key: value for key, value in values.items() if value is not None},
+                trial_id=run.digest)
 
 
 def _writer(run):

@@ -312,7 +312,7 @@ def _under_a_mask(c, run, task, model, steps):
         if c.initialization == "augmented":
             augment_initial_weights(model, _kept(magnitude), c.seed + SCRATCH_SEED)
     elif c.rewind_step:
-        model = _after(c, task, model, steps)
+        model = _after(c, run, task, model, steps)
     sparse = ts.sparsify(model, ts.FixedMask())
     for path, keep in _kept(magnitude).items():
         layer, name = path.split("/", 1)
@@ -326,18 +326,26 @@ def _kept(run):
         return dict(kept)
 
 
-def _after(c, task, model, steps):
-    """The network after `rewind_step` steps of dense training."""
+def _after(c, run, task, model, steps):
+    """The network after `rewind_step` steps of dense training; a run that goes on has them kept."""
     if c.rewind_step > c.pruning_begin * steps:
         raise ValueError(
             f"rewind_step={c.rewind_step} comes after pruning begins (step "
             f"{round(c.pruning_begin * steps)} of {steps}), so that the dense weights of that step "
             "are not those of the run that the masks come from. Rewind to an earlier step.")
-    search = ts.TicketSearch(ts.MagnitudePruning(ts.ConstantSparsity(c.sparsity, 0)), rounds=1,
-                             rewind_step=c.rewind_step, seed=c.seed)
-    task.batches.begin(0)
-    return search.rewind_point(model, lambda m: task.compile(m, steps), **for_fit(task.batches),
-                               epochs=c.epochs, verbose=0, callbacks=[Order(task.batches)])
+    path = run.folder / "rewind_point.npz"
+    if not path.exists():
+        search = ts.TicketSearch(ts.MagnitudePruning(ts.ConstantSparsity(c.sparsity, 0)), rounds=1,
+                                 rewind_step=c.rewind_step, seed=c.seed)
+        task.batches.begin(0)
+        point = search.rewind_point(
+            model, lambda m: task.compile(m, steps), **for_fit(task.batches), epochs=c.epochs,
+            verbose=0, callbacks=[Order(task.batches)])
+        run.keep(path.name, lambda new: np.savez(new, *map(np.asarray, point.weights)))
+    with np.load(path) as point:
+        for variable, value in zip(model.weights, point.values(), strict=True):
+            variable.assign(value)
+    return model
 
 
 def augment_initial_weights(model, kept, seed):
