@@ -603,6 +603,10 @@ def test_multi30k_from_end_to_end(folder, tmp_path, capsys):
         options, configured = runner.parse("sos_transformer_multi30k", [*technique, *words_])
         record = runner.run("sos_transformer_multi30k", configured, options)
         assert f"bleu {record['report']['bleu']:.4f}" in capsys.readouterr().out
+        asked = 0 if "technique=dense" in technique else 0.9
+        for kernel in record["report"]["kernels"]:  # each to half a weight
+            assert abs(kernel["zeros"] - asked * kernel["size"]) <= 0.5, kernel["name"]
+        assert len(record["epochs"]) == 1 and record["report"]["steps"] > 0
 
 
 @pytest.mark.slow

@@ -118,7 +118,8 @@ def _missing(name, data_dir, package, error):
             f"{folder}/{name}.npz.\n"
             f"  install:  {install}\n{fetch}"
             f"  without TensorFlow: python -m recipes.data.arrays {name} FOLDER on a machine that "
-            "has the data; copy the folder, and give data_dir=FOLDER")
+            "has the data; copy the folder, and give data_dir=FOLDER\n"
+            "  to try things out: data=digits (programs: --smoke), on data of scikit-learn's")
 
 
 def _image(array, name):

@@ -156,6 +156,30 @@ def places(ours, sparsity=0.9):
     return results.markdown(["network", "technique", "first kernel", "last kernel"], rows)
 
 
+def regularization(ours):
+    """BLEU under magnitude pruning, by what else is against overfitting, the best first."""
+    sparsities = (0.0, *SPARSITIES[:-1])
+
+    def cell(found):
+        return ", ".join(f"{kind} {results.spread(values, '.2f')}" for kind, values in sorted(
+            found.items(), key=lambda item: -statistics.fmean(item[1])))
+
+    rows = [["published: Transformer", f"{state_of_sparsity.dense('Transformer'):.2f}", *(
+        cell({kind: [value] for kind, value in state_of_sparsity.best_by_regularization(s).items()})
+        for s in sparsities[1:])]]
+    for network, one in ours.items():
+        found = {s: {} for s in sparsities}
+        for record in one.records:
+            own = record["configuration"]
+            cell_of = found.get(own.get("sparsity", 0.0))
+            if (own["technique"] in ("dense", "magnitude") and "regularization" in own
+                    and cell_of is not None):
+                cell_of.setdefault(own["regularization"], []).append(record["report"]["bleu"])
+        if any(found.values()):
+            rows.append([network, *map(cell, found.values())])
+    return results.markdown(["network", "dense", *_heading(sparsities[1:])[1:]], rows)
+
+
 def headlines(name, folder=results.FOLDER, wanted=0.9):
     """(what, paper, published, ours, settings, its runs) of each network of a recipe that has kept
     runs: at the sparsity that most techniques were run at, and of those the nearest to the wanted
@@ -177,7 +201,7 @@ def headlines(name, folder=results.FOLDER, wanted=0.9):
 
 
 TABLES = {"techniques": techniques, "extended": extended, "second lives": second_lives,
-          "places": places}
+          "places": places, "regularization": regularization}
 
 
 def markdown(folder=results.FOLDER):

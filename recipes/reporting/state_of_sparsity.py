@@ -65,6 +65,16 @@ def best(network, technique):
     return list(dict.fromkeys(filter(None, found)))
 
 
+def best_by_regularization(sparsity):
+    """{regularization: BLEU of the best Transformer under magnitude pruning at least so sparse}."""
+    found = {}
+    for row in rows("transformer_magnitude_pruning"):
+        if float(row["Sparsity"]) >= sparsity - SHORT:
+            kind = row["regularization"]
+            found[kind] = max(found.get(kind, 0.0), float(row["Moses BLEU"]))
+    return found
+
+
 def second_lives(network, sparsity):
     """{what: accuracies or BLEU of its runs} under the masks of magnitude runs, with plain initial
     weights."""

@@ -177,7 +177,8 @@ def usual_values(kind, given):
     return vars(kind(**given))
 
 
-STAR = "* follows from other settings where it is not given; here it is as it is with their defaults."
+STAR = ("* follows from technique and sparsity where it is not given; a number is that of their "
+        "defaults.")
 
 
 def describe(kind):
