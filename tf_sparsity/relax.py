@@ -215,7 +215,8 @@ def uniform(shape, seed, dtype="float32"):
 
     Args:
       shape: of the numbers, a tuple that is not empty.
-      seed, dtype: those of `noise`.
+      seed: that of `noise`.
+      dtype: "float32" or "float64"; shorter ones do not have 65,536.
 
     Example:
 

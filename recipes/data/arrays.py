@@ -6,6 +6,7 @@ the file that `keras.datasets.mnist.load_data()` downloads.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -92,9 +93,14 @@ def _from_tfds(name, data_dir):
     try:
         import tensorflow_datasets as tfds
 
+        folder = data_dir or os.environ.get("TFDS_DATA_DIR")
+        if folder and not Path(folder).exists():
+            raise ValueError(f"there is no {folder}, which TFDS_DATA_DIR names")
         try:
             splits = _splits(tfds, name, data_dir, download=False)
         except Exception:  # noqa: BLE001  the builders raise different errors for what is missing
+            print(f"{name} is not in {folder or 'the folder of tensorflow-datasets'}: downloading",
+                  flush=True)
             splits = _splits(tfds, name, data_dir, download=True)
     except Exception as error:  # not installed, no network, no room: the way out is the same
         raise ValueError(_missing(name, data_dir, "tensorflow-datasets", error)) from error

@@ -151,8 +151,8 @@ def _legend(figure, panels):
         if len(places) == 1:
             label = label.rpartition(" (")[0] or label
         entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4, fontsize=8,
-                  handlelength=4)
+    figure.legend(entries.values(), entries, loc="outside lower center", fontsize=8, handlelength=4,
+                  ncols=max(1, round(figure.get_figwidth() / 3)))
 
 
 def show(name, words):

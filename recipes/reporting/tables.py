@@ -108,7 +108,10 @@ def _row(key, some, dense, kind, measure):
         *([kernel["sparsity"] for kernel in report["kernels"]] for report in reports))]
     natural = [report["natural"] for report in reports if report["natural"] is not None]
     trained = [record for record in some if record["epochs"]]
-    return [technique, f"{met(key, reports):g}", words,
+    reached = f"{met(key, reports):.4g}"
+    if dict(own).get("reach") == "controller":
+        reached += f" of {sparsity:g}"
+    return [technique, reached, words,
             results.spread([measure.unit * value for value in quality]),
             "" if loss is None else f"{100 * loss:.2f}",
             " - ".join(_each(layers)),

@@ -33,6 +33,9 @@ def parse(name, words):
     """`(options, configuration)` of a recipe's command line; an unknown key names all that fit."""
     kind = registry.load(name).Configuration
     options, words = split(words)
+    if not options["runs_dir"] or Path(options["runs_dir"]).is_file():
+        raise ValueError("runs_dir is a folder, which need not exist. Received: "
+                         f"runs_dir={options['runs_dir']}")
     known = [*kind.__dataclass_fields__, *OPTIONS]
     settings.check_keys(settings.pairs(words), known)
     return options, settings.parse(kind, words)
@@ -144,7 +147,8 @@ class Run:
             raise ValueError(
                 f"{self.folder} holds an interrupted run of {', '.join(changed)}. To go on, use "
                 "what it began with (KERAS_BACKEND for the backend, variables of the environment "
-                "by their names, ONEDNN_MAX_CPU_ISA= for none); to begin anew, remove the folder or give another runs_dir.")
+                "by their names, ONEDNN_MAX_CPU_ISA= for none); to begin anew, remove the folder "
+                "or give another runs_dir.")
 
     def _save(self, **changes):
         peak, now = self.record["peak_memory"], machine.peak_memory()

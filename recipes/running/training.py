@@ -163,8 +163,9 @@ class Progress(keras.callbacks.Callback):
         seconds = [entry["seconds"] for entry in self.backup.epochs]
         recent = seconds[1:][-3:] or seconds  # the first one compiles
         figures = "  ".join(f"{name} {logs[key]:.4f}" for key, name in
-                            (("loss", "loss"), ("val_accuracy", "accuracy"),
-                             ("sparsity", "sparsity")) if key in logs)
+                            (("data_loss", "data loss"), ("loss", "loss"),
+                             ("val_accuracy", "accuracy"), ("sparsity", "sparsity"))
+                            if key in logs)
         left = sum(recent) / len(recent) * (self.params["epochs"] - epoch - 1)
         print(f"{self.now}  {figures}  {seconds[-1]:.1f} s  about {duration(left)} left",
               flush=True)

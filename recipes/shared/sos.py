@@ -255,8 +255,9 @@ def _pruning(c, steps, model, task):
     end = max(begin + 1, round(c.pruning_end * steps))
     updates = 1 + -(-(end - begin) // c.frequency)
     if updates <= FEW:
+        way = "give a smaller one" if c.frequency > 1 else "train longer"
         print(f"frequency={c.frequency}: {updates} updates prune all, in steps {begin} to {end}; "
-              "give a smaller one", flush=True)
+              f"{way}", flush=True)
     schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=c.frequency)
     if c.technique == "random":
         return ts.RandomPruning(schedule, distribution=distribution, seed=c.seed)
@@ -305,6 +306,12 @@ def masks(model):
 
 
 def _under_a_mask(c, run, task, model, steps):
+    begin = round(c.pruning_begin * steps)
+    if c.rewind_step > begin:  # before the run that has the mask is made
+        raise ValueError(
+            f"rewind_step={c.rewind_step} comes after pruning begins (step {begin} of {steps}), so "
+            "that the dense weights of that step are not those of the run that the masks come "
+            "from. Rewind to an earlier step, or give a larger pruning_begin or more epochs.")
     magnitude = run.of(dataclasses.replace(c, technique="magnitude"))
     if c.technique in SCRATCH:
         keras.utils.set_random_seed(c.seed + SCRATCH_SEED)
@@ -328,11 +335,6 @@ def _kept(run):
 
 def _after(c, run, task, model, steps):
     """The network after `rewind_step` steps of dense training; a run that goes on has them kept."""
-    if c.rewind_step > c.pruning_begin * steps:
-        raise ValueError(
-            f"rewind_step={c.rewind_step} comes after pruning begins (step "
-            f"{round(c.pruning_begin * steps)} of {steps}), so that the dense weights of that step "
-            "are not those of the run that the masks come from. Rewind to an earlier step.")
     path = run.folder / "rewind_point.npz"
     if not path.exists():
         search = ts.TicketSearch(ts.MagnitudePruning(ts.ConstantSparsity(c.sparsity, 0)), rounds=1,
