@@ -105,7 +105,7 @@ def _value(field, text):
         raise ValueError(f"{name}={text}: {name} is {what}{_range(limits)}{example}.") from None
     near = _nearest_in_range(value, limits, field.default)
     if value != near:
-        example = "" if near is None else f" In range is, for instance, {name}={near:g}."
+        example = "" if near is None else f" In range is, for instance, {name}={near}."
         raise ValueError(f"{name}={text}: {name} is a number{_range(limits)}.{example}")
     return value
 

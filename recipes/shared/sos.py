@@ -60,7 +60,8 @@ class Settings:
     reach: str = setting("rank", "how the sparsity is met; penalty: it is what that leads to; "
                          "controller: with hard gates for l0",
                          choices=("rank", "controller", "penalty"), only=LEARNED)
-    seed: int = setting(0, "of initial weights, order of the data and noise", least=0)
+    seed: int = setting(0, "of initial weights, order of the data and noise", least=0,
+                        most=2 ** 32 - 1 - SCRATCH_SEED)
     holdout: int = setting(0, "training images kept out, to choose settings by", least=0)
     epochs: int = setting(10, "of one training", least=1)
     batch: int = setting(100, "examples in a step", least=1)
@@ -76,7 +77,7 @@ class Settings:
     scale: float = setting(1.0, "of the penalty, times 1 / training examples", least=0,
                            only=("variational_dropout", "l0"))
     initial_keep: float = setting(0.9, "sigmoid of log alpha at first, near the mean of a gate",
-                                  above=0, below=1, only=("l0",))
+                                  least=0.01, most=0.99, only=("l0",))
     annealing: float = setting(0.9, "share of the run in which the mask becomes a step", least=0,
                                most=1, only=("continuous_sparsification",))
     s0: float = setting(0.0, "where the gates start", only=("continuous_sparsification",))
