@@ -171,6 +171,13 @@ def test_uniform_numbers_are_those_of_a_row_and_a_column():
         assert len(np.unique(k)) > k.size / 2
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_uniform_numbers_need_more_than_16_bits(dtype):
+    """In float16 65,536 is infinite; in bfloat16 the smallest numbers were 0."""
+    with pytest.raises(ValueError, match=f"Received: dtype='{dtype}'"):
+        relax.uniform((4, 4), 1, dtype)
+
+
 def test_any_two_uniform_numbers_are_independent():
     """Of 1,600 draws of 2 x 3 numbers, each pair falls into 4 x 4 squares 100 times each: chi
     squared with 15 degrees of freedom, 37.7 at 0.001. Rows and columns are independent as a whole:

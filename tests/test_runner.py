@@ -350,6 +350,13 @@ def test_differences_are_those_of_the_run(run):
     assert run("technique=dense")["differences"] == said("technique=dense")
 
 
+def test_a_missing_folder_of_data_is_told_and_not_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="there is no .*none, which TFDS_DATA_DIR names"):
+        arrays.load("mnist")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("name, usual", [
     ("sos_lenet_mnist", 100), ("sos_resnet20_cifar", 61), ("sos_transformer_multi30k", 68),
     ("sos_transformer_wmt14", 1000), ("sos_resnet50_imagenet", 2000)])

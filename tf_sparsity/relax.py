@@ -218,6 +218,9 @@ def uniform(shape, seed, dtype="float32"):
       seed: that of `noise`.
       dtype: "float32" or "float64"; shorter ones do not have 65,536.
 
+    Raises:
+      ValueError: for another dtype.
+
     Example:
 
     ```python
@@ -228,6 +231,8 @@ def uniform(shape, seed, dtype="float32"):
     assert 0 < u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.02
     ```
     """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype is 'float32' or 'float64'. Received: {dtype=}. Cast the numbers.")
     *rows, columns = shape
     count = math.prod(rows)
     draws = ops.floor(keras.random.uniform((count + columns,), 0, LEVELS, dtype, seed))
