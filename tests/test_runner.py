@@ -131,7 +131,7 @@ def test_list(capsys):
     (["run", NAME, "tensorboard=maybe"], "tensorboard is yes or no"),
     (["run", NAME, "runs_dir="], "runs_dir is a folder"),
     (["run", NAME, "seed=4294967295"], "In range is, for instance, seed=4294966295."),
-    (["run", NAME, "technique=l0", "initial_keep=0.999"], "for instance, initial_keep=0.99."),
+    (["run", NAME, "technique=l0", "initial_keep=0.999"], "for instance, initial_keep=0.99009."),
     (["run", NAME, f"runs_dir={__file__}"], "runs_dir is a folder"),
     (["run", NAME, "rewind_step=3"], "rewind_step belongs to technique=lottery"),
     (["run", NAME, "technique=vd"], "technique=vd: there is no such technique. There are: dense,"),

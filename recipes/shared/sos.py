@@ -77,7 +77,7 @@ class Settings:
     scale: float = setting(1.0, "of the penalty, times 1 / training examples", least=0,
                            only=("variational_dropout", "l0"))
     initial_keep: float = setting(0.9, "sigmoid of log alpha at first, near the mean of a gate",
-                                  least=0.01, most=0.99, only=("l0",))
+                                  least=0.01, most=0.99009, only=("l0",))
     annealing: float = setting(0.9, "share of the run in which the mask becomes a step", least=0,
                                most=1, only=("continuous_sparsification",))
     s0: float = setting(0.0, "where the gates start", only=("continuous_sparsification",))
