@@ -77,6 +77,15 @@ def test_open_probability_and_evaluation_gate():
                                atol=1e-6)
 
 
+def test_the_gradient_of_the_open_probability():
+    """p (1 - p), and 0 where exp(-log alpha) is beyond float32."""
+    a = np.array([-1e4, -100.0, -1.6, 0.3, 2.2, 1e4])
+    [got] = oracles.gradient(lambda x: ops.sum(relax.open_probability(x)), a)
+    p = oracles.sigmoid(np.clip(a, -500, 500) + oracles.BETA * np.log(11))
+    np.testing.assert_allclose(got, p * (1 - p), rtol=1e-5, atol=1e-40)
+    np.testing.assert_allclose(numpy(relax.open_probability, a), p, rtol=1e-6, atol=1e-40)
+
+
 def test_the_evaluation_gate_is_exactly_zero_and_one_beyond_log_11():
     at = np.log(11) * np.array([-1 - 1e-6, -1 + 1e-4, 1 - 1e-4, 1 + 1e-6])
     gate = numpy(relax.hard_concrete, at)

@@ -39,12 +39,9 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
     # Its gradient needs nothing but z. XLA, left to differentiate it, computes all of it twice.
     @ops.custom_gradient
     def gate(log_alpha):
-        if beta == BETA:  # the same with a root for two logarithms; other powers may overflow
-            odds = (1.0 - u) / u
-            s = 1.0 / (1.0 + odds * ops.sqrt(odds) * ops.exp(log_alpha * (-1 / beta)))
-        else:
-            s = ops.sigmoid((ops.log(u) - ops.log1p(-u) + log_alpha) / beta)
-        z = ops.clip(s * (zeta - gamma) + gamma, 0.0, 1.0)
+        odds = (1.0 - u) / u * ops.exp(-log_alpha)  # of a closed gate, to the power of beta
+        power = odds * ops.sqrt(odds) if beta == BETA else ops.power(odds, 1 / beta)
+        z = ops.clip((zeta - gamma) / (1.0 + power) + gamma, 0.0, 1.0)
 
         def gradient(*args, upstream=None):
             if upstream is None:
@@ -54,8 +51,7 @@ def sample_hard_concrete(log_alpha, u, beta=BETA, gamma=GAMMA, zeta=ZETA):
 
         return z, gradient
 
-    # A custom gradient takes no variables; reshape reads one without a copy
-    return gate(ops.reshape(log_alpha, ops.shape(log_alpha)))
+    return gate(_tensor(log_alpha))
 
 
 def hard_concrete(log_alpha, gamma=GAMMA, zeta=ZETA):
@@ -123,7 +119,19 @@ def open_probability(log_alpha, beta=BETA, gamma=GAMMA, zeta=ZETA):
 
     Reference: Louizos, Welling and Kingma 2018, arXiv:1712.01312, equation 12.
     """
-    return ops.sigmoid(log_alpha - beta * math.log(-gamma / zeta))
+    # As a function of exp(-log alpha), which XLA then computes once for this and the sampled gate.
+    @ops.custom_gradient
+    def probability(log_alpha):
+        p = 1.0 / (1.0 + (-gamma / zeta) ** beta * ops.exp(-log_alpha))
+
+        def gradient(*args, upstream=None):
+            if upstream is None:
+                (upstream,) = args
+            return upstream * p * (1.0 - p)
+
+        return p, gradient
+
+    return probability(_tensor(log_alpha))
 
 
 def log_uniform_kl(log_alpha):
@@ -238,6 +246,11 @@ def uniform(shape, seed, dtype="float32"):
     draws = ops.floor(keras.random.uniform((count + columns,), 0, LEVELS, dtype, seed))
     u = ops.reshape(draws[:count], (*rows, 1)) + (draws[count:] + 0.5)
     return ops.where(u < LEVELS, u, u - LEVELS) * (1 / LEVELS)
+
+
+def _tensor(x):
+    """A tensor of it, for a custom gradient takes no variables; a variable is read without a copy."""
+    return ops.reshape(x, ops.shape(x))
 
 
 def _random_bits(shape, seed):
