@@ -439,6 +439,7 @@ def test_rewinding_into_the_pruning_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="rewind_step=2 comes after pruning begins .step 1 of 12"):
         run("technique=lottery", "rewind_step=2")
     assert not list(tmp_path.glob("*/*/masks.npz"))  # before the magnitude run, not after it
+    assert not list(tmp_path.glob("*/*/record.json"))  # a run that was refused is none
 
 
 def test_the_rewind_point_is_the_run_at_that_step(run, tmp_path):

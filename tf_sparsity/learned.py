@@ -295,11 +295,12 @@ class LearnedMethod(Method):
         reached = 1 - kept / total
         if abs(reached - self.target_sparsity) <= max(PROMISE, self._coarsest(slots) / total):
             return None
+        smaller = f"take a smaller frequency (it is {self.interval}), " if self.interval > 1 else ""
         return (f"{type(self).__name__} was asked for a sparsity of {self.target_sparsity:g} and "
                 f"ends with {reached:.4f} at step {step}. Its controller needs about {UPDATES} "
                 "updates, and a learning rate that still moves weights when the ramp (or the "
-                f"annealing) is over: take a smaller frequency (it is {self.interval}), train "
-                "longer or end the ramp earlier, unless another fit goes on.")
+                f"annealing) is over: {smaller}train longer or end the ramp earlier, "
+                "unless another fit goes on.")
 
     def _coarsest(self, slots):
         """Weights in the largest group."""

@@ -105,7 +105,12 @@ class Run:
               f"{self.folder}", flush=True)
         started, before = time.monotonic(), self.record["seconds"]
         self.elapsed = lambda: round(before + time.monotonic() - started, 3)
-        report = module.run(self.configuration, self)
+        try:
+            report = module.run(self.configuration, self)
+        except ValueError:
+            if self.record["sessions"] == 1 and not self.record["epochs"]:
+                self.path.unlink()  # refused: there is no run to go on with
+            raise
         self._save(status="complete", report=report)
         eventlog.finish(self)
         if self.backup is not None:
