@@ -44,7 +44,11 @@ class _SeparableConv(SparseLayer):
                                       data_format=self.data_format)
 
         def pointwise(x, w):
-            return ops.conv(x, w, strides=1, padding="valid", data_format=self.data_format)
+            # Channels last, as in Keras: TensorFlow's CPU has no other convolution without oneDNN
+            if self.data_format == "channels_last":
+                return ops.conv(x, w, padding="valid", data_format="channels_last")
+            y = ops.conv(ops.moveaxis(x, 1, -1), w, padding="valid", data_format="channels_last")
+            return ops.moveaxis(y, -1, 1)
 
         y = self.apply_kernel("depthwise_kernel", depthwise, inputs, training)
         y = self.apply_kernel("pointwise_kernel", pointwise, y, training)
