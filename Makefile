@@ -17,9 +17,6 @@ ARM_LITERT := 2.3.0 2.1.0 1.4.0 1.2.0 tflite-2.14.0
 demo: $(VENV)/demo.stamp
 	$(RUN) -m recipes.digits_demo
 
-# oneDNN, which TensorFlow itself turns on where a processor has AVX-512: without it there are no
-# transposed convolutions with dilation.
-test test-slow: export TF_ENABLE_ONEDNN_OPTS := 1
 # A thread for each process of the tests: they share the cores already.
 test test-slow: export TF_NUM_INTRAOP_THREADS := 1
 test test-slow: export TF_NUM_INTEROP_THREADS := 1
