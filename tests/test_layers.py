@@ -306,7 +306,15 @@ def test_every_layer_and_argument_has_a_row():
 @pytest.mark.parametrize("cls, arguments, inputs, call_arguments", ROWS, ids=IDENTIFIERS)
 def test_equals_keras(cls, arguments, inputs, call_arguments):
     layer = cls(**copy_of(arguments))
-    layer(*inputs, **call_arguments)
+    try:
+        layer(*inputs, **call_arguments)
+    except Exception as error:
+        # TensorFlow turns oneDNN on with AVX-512 only; without, its CPU has no such kernel.
+        if "dilation rates larger than 1" not in str(error):
+            raise
+        with pytest.raises(type(error), match="dilation rates larger than 1"):
+            sparse_of(layer, inputs, call_arguments)
+        pytest.skip("Keras' own layer does not run here: set TF_ENABLE_ONEDNN_OPTS=1")
     sparse = sparse_of(layer, inputs, call_arguments)
     assert type(sparse) is REPLACEMENTS[cls] and sparse.name == layer.name
     assert sparse.trainable == layer.trainable
