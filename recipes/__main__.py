@@ -37,7 +37,7 @@ def main(argv=None):
             raise ValueError(f"There is no command {argv[0]!r}. "
                              f"{configuration.nearest(argv[0], commands)}")
         return commands[argv[0]](argv[1:]) or 0
-    except ValueError as error:
+    except (ValueError, sweep.GivenUp) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

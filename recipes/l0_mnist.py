@@ -51,19 +51,19 @@ NAMES = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5-Caffe"}
 SMOKE_EPOCHS = 2
 
 
-def l2(model_name, num_samples):
+def usual_l2(model_name, num_samples):
     """The authors multiply the decay of LeNet-300-100 by the number of examples, for which their
     penalty is divided by it, and not that of LeNet-5-Caffe."""
     return DECAY * num_samples if model_name == "lenet300" else DECAY
 
 
-def sparse(model_name, num_samples, scale):
+def sparse(model_name, num_samples, scale, l2):
     """The network with its gates."""
     model = lenet.MODELS[model_name]()
     for layer, group in GROUPS[model_name].items():
         keep = INITIAL_KEEP[model_name].get(layer, 0.5)
         method = ts.L0Regularization(num_samples, scale=scale, group=group, initial_keep=keep,
-                                     l2=l2(model_name, num_samples))
+                                     l2=l2)
         model = ts.sparsify(model, method, select=f"^{layer}/")
     return model
 
@@ -100,10 +100,10 @@ def _published(model_name, left):
     return f"{SIZES[model_name] / weights:.1f}x"
 
 
-def run(model_name, train, test, epochs, seed, scale, folder):
+def run(model_name, train, test, epochs, seed, scale, l2, folder):
     """Trains once; returns what is specific to this recipe in a result."""
     keras.utils.set_random_seed(seed)
-    model = sparse(model_name, len(train[0]), scale)
+    model = sparse(model_name, len(train[0]), scale, l2)
     optimizer = keras.optimizers.Adam(RATE, use_ema=True, ema_momentum=AVERAGE)
     history, seconds = lenet.train(model, train, test, epochs=epochs, batch=BATCH, seed=seed,
                                    optimizer=optimizer, folder=folder)
@@ -123,10 +123,9 @@ def run(model_name, train, test, epochs, seed, scale, folder):
     }
 
 
-def settings(model_name, epochs, scale, num_samples):
+def settings(model_name, epochs, scale, l2):
     return {"batch": BATCH, "epochs": epochs, "optimizer": "Adam", "rate": RATE,
-            "average": AVERAGE, "scale": scale, "l2": l2(model_name, num_samples),
-            "groups": GROUPS[model_name],
+            "average": AVERAGE, "scale": scale, "l2": l2, "groups": GROUPS[model_name],
             "initial_keep": {"": 0.5, **INITIAL_KEEP[model_name]}}
 
 
@@ -153,7 +152,8 @@ def table(runs):
 
 
 def headlines(runs):
-    """(what, paper, published, ours, its runs) of each network and lambda: the longest runs."""
+    """(what, paper, published, ours, its runs) of each network and lambda: the longest runs, of those
+    the ones with the most L2."""
     for model, name in NAMES.items():
         of_model = [run for run in runs if run["model"] == model]
 
@@ -196,16 +196,19 @@ def main(argv=None):
     parser = results.parser(RECIPE, __doc__, EPOCHS)
     parser.add_argument("--model", choices=list(NAMES), default="lenet300")
     parser.add_argument("--scale", type=float, default=None, help=f"lambda; by default {SCALE}")
+    parser.add_argument("--l2", type=float, default=None,
+                        help="times N; by default 0.0005 N of LeNet-300-100, 0.0005 of LeNet-5-"
+                             "Caffe, the authors'")
     args = parser.parse_args(argv)
     train, test, name = arrays.asked(args)
     epochs = args.epochs or (SMOKE_EPOCHS if args.smoke else EPOCHS)
     scale = SCALE[args.model] if args.scale is None else args.scale
-    result = results.common(RECIPE, argv, name, args.seed,
-                            settings(args.model, epochs, scale, len(train[0])))
+    l2 = usual_l2(args.model, len(train[0])) if args.l2 is None else args.l2
+    stem = f"{RECIPE}_{args.model}_scale{scale:g}" + (f"_l2-{l2:g}" if args.l2 is not None else "")
+    result = results.common(RECIPE, argv, name, args.seed, settings(args.model, epochs, scale, l2))
     with results.unfinished(result, args) as folder:
-        result |= run(args.model, train, test, epochs, args.seed, scale, folder)
-        results.finish(result, args, f"{RECIPE}_{args.model}_scale{scale:g}_{epochs}epochs",
-                       differences)
+        result |= run(args.model, train, test, epochs, args.seed, scale, l2, folder)
+        results.finish(result, args, f"{stem}_{epochs}epochs", differences)
     return 0
 
 

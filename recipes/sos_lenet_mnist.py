@@ -10,6 +10,7 @@ import dataclasses
 import keras
 
 from recipes.data import arrays
+from recipes.data.fingerprint import fingerprint
 from recipes.networks import lenet
 from recipes.running.configuration import defaults, setting
 from recipes.running.registry import Difference
@@ -85,5 +86,6 @@ def optimizer(c, steps):
 
 def run(c, run):
     train, test = arrays.load(c.data, run.options["data_dir"])
+    run.reads(fingerprint(*train, *test))
     return sos.perform(c, run, sos.images(c, lenet.MODELS[c.model], train, test, optimizer,
                                           first=FIRST[c.model], last="^classes/"))

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from recipes.data import arrays
+from recipes.data.fingerprint import fingerprint
 from recipes.networks.resnet_cifar import resnet
 from recipes.running.configuration import defaults, setting
 from recipes.running.registry import Difference
@@ -45,7 +46,8 @@ SPARSITIES = (0.9, 0.8, 0.95)  # in this order: what is run first matters most
 DIFFERENCES = (
     Difference("The paper trains ResNet-50 on ImageNet; network, data, optimizer and schedule "
                "are ours."),
-    Difference("He et al. train this network at twice the width for 164 epochs with SGD."),
+    Difference("He et al. train this network at twice the width for 164 epochs with SGD.",
+               filters=(FILTERS,)),
     Difference("The paper meets a sparsity by sweeping the penalty; here learned methods keep "
                "the most important weights when training is over (reach=rank), and batch "
                "normalization's statistics are estimated anew for them.",
@@ -105,6 +107,7 @@ def flipped_and_moved(images, generator):
 
 def run(c, run):
     (x, y), (x_test, y_test) = arrays.load(c.data, run.options["data_dir"], shape=(32, 32, 3))
+    run.reads(fingerprint(x, y, x_test, y_test))
     mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6  # of each channel
     x, x_test = ((images - mean) / deviation for images in (x, x_test))
     decay = DECAY if c.optimizer == "sgd" else 0.0

@@ -286,6 +286,7 @@ def run(c, run):
         raise ValueError(f"batch={c.batch} cannot be shared evenly by devices={c.devices}. Near is "
                          f"batch={c.batch // c.devices * c.devices or c.devices}.")
     train, test, kept_out = imagenet.load(run.options["data_dir"], c.holdout)
+    run.reads(imagenet.fingerprint(train, test))
     looked_at = {"accuracy": test} | ({"holdout_accuracy": kept_out} if kept_out else {})
     pictures = {name: imagenet.evaluation(split, c.picture, c.devices)
                 for name, split in looked_at.items()}

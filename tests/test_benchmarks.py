@@ -29,6 +29,7 @@ def test_rounds_are_interleaved_and_the_order_turns():
     assert values == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
 
 
+@pytest.mark.slow
 def test_the_program_runs_on_tiny_models(tmp_path):
     """As a command: its cases have processes of their own, and TFMOT stays out of this one."""
     run = subprocess.run(

@@ -312,6 +312,53 @@ def test_a_run_does_not_go_on_with_other_kernels(run, tmp_path, monkeypatch):
         run()
 
 
+@pytest.fixture
+def other_digits(tmp_path):
+    """The folder of a digits.npz of which one pixel is another."""
+    (x, y), (x_test, y_test) = arrays.load("digits")
+    x = x.copy()
+    x[0, 0, 0] = 1
+    folder = tmp_path / "other_digits"
+    folder.mkdir()
+    np.savez(folder / "digits.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return folder
+
+
+def test_a_run_does_not_go_on_with_other_data(run, other_digits):
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Leave(1)])
+    with pytest.raises(ValueError, match="an interrupted run on other data .*Give the data_dir"):
+        run(f"data_dir={other_digits}")
+    assert run()["sessions"] == 3  # the refused one was one; nothing is lost
+
+
+def test_masks_and_trainings_of_other_data_are_refused(run, other_digits):
+    run()
+    with pytest.raises(ValueError, match="needs the run .* was made on .* and the data .* here are"):
+        run("technique=lottery", f"data_dir={other_digits}")
+
+
+def test_masks_of_another_place_are_refused(run, tmp_path):
+    record = run()
+    path = folder_of(record, tmp_path) / "record.json"
+    record["where"]["devices"] = ["gpu: X"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"made on {keras.config.backend()}, gpu and the data"):
+        run("technique=lottery")
+
+
+def test_what_a_run_without_an_epoch_has_left_is_not_taken(run, tmp_path):
+    """Nobody knows on which backend, or with which versions, the rewind point was made."""
+    words = ("technique=lottery", "rewind_step=1")
+    straight = run(*words, folder=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(*words, callbacks=[Leave(0)])
+    left = folder_of(straight, tmp_path) / "rewind_point.npz"
+    with np.load(left) as point:
+        np.savez(left, *(0 * value for value in point.values()))
+    assert without_time(run(*words)) == without_time(straight)
+
+
 def test_a_run_without_an_epoch_begins_anew(run, tmp_path, monkeypatch, capsys):
     """Whatever its record says: nothing was trained there."""
     with pytest.raises(KeyboardInterrupt):
@@ -395,6 +442,16 @@ def test_duration():
 # ---- techniques
 
 
+def test_a_technique_without_a_method_is_none_of_the_others():
+    @dataclasses.dataclass(frozen=True)
+    class New(sos.Settings):
+        frequency: int = 10
+
+    task = types.SimpleNamespace(batches=types.SimpleNamespace(examples=1000))
+    with pytest.raises(ValueError, match="technique=new_method has no method here"):
+        sos.method(dataclasses.replace(New(), technique="new_method"), 100, None, task)
+
+
 @pytest.mark.parametrize("technique", ["random", "l0", "continuous_sparsification"])
 def test_a_sparsity_is_met_exactly(run, technique):
     report = run(f"technique={technique}", "sparsity=0.9")["report"]
@@ -431,6 +488,8 @@ def test_lives_of_a_mask(run, tmp_path):
     for technique, record in runs.items():
         assert record["report"]["kernels"] == magnitude["report"]["kernels"], technique
         assert len(record["epochs"]) == (6 if technique == "scratch_b" else 3)
+    plain = run("technique=scratch_e")  # other weights than the ticket's, the same mask
+    assert plain["epochs"][0]["loss"] != runs["lottery"]["epochs"][0]["loss"]
     rewound = run("technique=lottery", "rewind_step=1")
     assert rewound["epochs"][0]["loss"] != runs["lottery"]["epochs"][0]["loss"]
 
@@ -644,7 +703,7 @@ def test_page_of_the_runs(tmp_path, capsys):
     assert not (tmp_path / "none" / NAME / "report.html").exists()
 
 
-def test_results_that_are_kept(tmp_path):
+def test_results_that_are_kept(tmp_path, monkeypatch):
     runs, kept = tmp_path / "runs", tmp_path / "kept"
     stored(runs, 0, 0.98, technique="dense")
     stored(runs, 1, 0.931, technique="random", sparsity=0.5)
@@ -655,14 +714,23 @@ def test_results_that_are_kept(tmp_path):
     assert sorted(path.relative_to(kept / NAME).as_posix() for path in kept.rglob("*.*")) == [
         "hash0/record.json", "hash1/record.json", "layers.png", "relative_loss.png"]
     stored(runs, 3, 0.5, technique="dense", data="digits")
-    with pytest.raises(ValueError, match="1 runs of .* are on digits, hash3 for one"):
+    with pytest.raises(ValueError, match="1 runs of .* are on data=digits, hash3 for one"):
         readme.keep(NAME, runs, kept)
+    stored(tmp_path / "sparse", 4, 0.5, technique="random", sparsity=0.5, epochs=7)
+    with pytest.raises(ValueError, match="no complete run of .* with a dense one"):
+        readme.keep(NAME, tmp_path / "sparse", tmp_path / "none")
+    assert not (tmp_path / "none").exists()  # nothing is copied that cannot be shown
+    assert readme.keep(NAME, tmp_path / "sparse", kept) == 1  # beside those that are kept
+    (kept / NAME / "hash4" / "record.json").unlink()
     marks = "".join(f"<!-- {name}: made by recipes/reporting/readme.py --><!-- end of {name} -->"
-                    for name in ("overview", *readme.PROGRAMS, NAME,
+                    for name in ("overview", *registry.EXPERIMENTS, NAME,
                                  *(f"findings, {table}" for table in findings.TABLES)))
     assert "| random | 0.5 | epochs=3 | 93.10 |" in readme.filled(marks, kept)
     with pytest.raises(ValueError, match=f"no place for the table of {NAME}"):
         readme.filled(marks.replace(NAME, ""), kept)
+    monkeypatch.setattr(findings, "NETWORKS", {})
+    with pytest.raises(ValueError, match=f"{NAME} has kept results, and no network in"):
+        readme.filled(marks, kept)
 
 
 # From the published CSVs, as the paper's README and its tables have them
@@ -752,6 +820,29 @@ def test_a_headline_is_of_one_network_and_of_the_nearest_sparsity(tmp_path):
         assert {record["configuration"]["model"] for record in used} == {model}
 
 
+def test_other_sizes_are_other_networks(tmp_path):
+    stored(tmp_path, 0, 0.8, technique="dense", epochs=10)
+    stored(tmp_path, 1, 0.7, technique="magnitude", sparsity=0.9, epochs=10)
+    stored(tmp_path, 2, 0.9, technique="dense", epochs=10, filters=16)
+    (tmp_path / NAME).rename(tmp_path / "sos_resnet20_cifar")
+    for path in tmp_path.glob("*/*/record.json"):
+        record = json.loads(path.read_text())
+        del record["configuration"]["model"]
+        path.write_text(json.dumps(record))
+    ours = findings.Ours("ResNet-20 of 8 filters", tmp_path)
+    assert sorted(record["seed"] for record in ours.records) == [0, 1]
+
+
+def test_seconds_of_the_overview_are_those_of_its_command(tmp_path):
+    """10 + 2 seed: of the dense run and of the one under magnitude, not of one that no grid has."""
+    stored(tmp_path, 0, 0.98, technique="dense", epochs=10)
+    stored(tmp_path, 0, 0.931, technique="magnitude", sparsity=0.9, epochs=10)
+    stored(tmp_path, 0, 0.94, technique="l0", sparsity=0.9, epochs=10, reach="controller")
+    (row,) = [line for line in readme.overview(tmp_path).splitlines() if NAME in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[5].endswith("(2 of its 69)") and cells[6] == "20"
+
+
 def test_accelerators_are_compared_apart():
     assert machine.place({"backend": "jax", "devices": ["cpu: cpu"]}) == "jax"
     assert machine.place({"backend": "tensorflow", "devices": ["cpu: host", "gpu: X"]}) == (
@@ -823,6 +914,20 @@ def test_data_from_an_npz(tmp_path):
     np.savez(tmp_path / "mnist.npz", x_train=images)
     with pytest.raises(ValueError, match="has no y_train, x_test, y_test"):
         arrays.load("mnist", tmp_path)
+
+
+def test_a_damaged_npz_is_told_with_the_way_out(tmp_path):
+    images, path = np.zeros((5, 28, 28), "uint8"), tmp_path / "mnist.npz"
+    np.savez(path, x_train=images, y_train=np.zeros(4), x_test=images, y_test=np.zeros(5))
+    with pytest.raises(ValueError, match="5 images in x_train and 4 classes in y_train"):
+        arrays.load("mnist", path)
+    whole = path.read_bytes()
+    np.save(tmp_path / "images.npy", images)
+    for damaged in (whole[:500], b"", b"PK", (tmp_path / "images.npy").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no .npz file that can be read .*Make it anew: "
+                                             "python -m recipes.data.arrays mnist"):
+            arrays.load("mnist", path)
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path):

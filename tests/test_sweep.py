@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def test_words_thin_and_widen_the_grid():
     (["tuner=random", "holdout=5", "technique=magnitude,dense", "sparsity=0.5..0.9"],
      "sparsity belongs to technique=random | "),
     (["tuner=random", "holdout=5", "technique=l0,vd"], "vd: there is no such technique"),
+    (["tuner=random", "holdout=5", "technique=l0", "scale=1"], "needs something to search"),
     (["tuner=random", "holdout=5", "rate=..1"], "rate=..1: a range is of two numbers, low..high"),
     (["tuner=random", "holdout=5", "rate=1..0.1"], "a range is of two numbers, low..high"),
     (["tuner=hyperband", "holdout=5", "rate=0.1..1", "trials=3"], "hyperband has as many trials "),
@@ -78,6 +80,26 @@ def test_a_bad_sweep_says_what_is_wrong(words, said):
     with pytest.raises(ValueError) as error:
         sweep.Sweep(NAME, words)
     assert said in str(error.value)
+
+
+def test_hyperband_searches_what_only_some_techniques_have():
+    search = sweep.Sweep(NAME, ["tuner=hyperband", "holdout=5", "scale=1", "rate=0.001,0.01",
+                                "technique=l0,variational_dropout", "epochs=9"])
+    assert sweep._epochs(search) == 9
+
+
+def test_places_are_checked_before_a_sweep(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", ""):
+        with pytest.raises(ValueError, match="runs_dir is a folder, which need not exist"):
+            sweep.Sweep(NAME, [f"runs_dir={folder}"])
+
+
+def test_a_sweep_whose_chief_dies_ends_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    words = [*TINY, "epochs=1", "workers=2", f"runs_dir={tmp_path}"]
+    assert command.main(["sweep", NAME, *words]) == 2
+    assert "error: The chief has died (1); its output is in" in capsys.readouterr().err
 
 
 def test_a_chief_that_is_no_address(tmp_path):
@@ -149,7 +171,8 @@ def test_a_search_chooses_by_held_out_images(tmp_path, capsys):
     rows = [line for line in said if "holdout_accuracy" in line]
     best = max(trials, key=lambda words: trials[words]["holdout_accuracy"])
     assert len(rows) == 2 and rows[0].endswith(" ".join(best))  # the best first
-    assert said[-2] == f"The best: python -m recipes run {NAME} {' '.join(best)}"
+    assert said[-2] == (f"The best: python -m recipes run {NAME} {' '.join(best)} "
+                        f"runs_dir={tmp_path} tensorboard=no")
 
 
 @pytest.mark.filterwarnings("ignore:The optimal value found")  # of the process' length scale

@@ -8,6 +8,8 @@ the file that `keras.datasets.mnist.load_data()` downloads.
 import argparse
 import os
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +76,7 @@ def _read(name, data_dir):
                          "tensorflow-datasets; to download into a new one, make it first.")
     path = path if path.is_file() else path / f"{name}.npz"
     if data_dir is not None and path.exists():
-        with np.load(path) as file:
-            missing = [key for key in KEYS if key not in file]
-            if missing:
-                raise ValueError(f"{path} has no {', '.join(missing)}. It needs {', '.join(KEYS)}: "
-                                 f"python -m recipes.data.arrays {name} {data_dir}")
-            return [file[key] for key in KEYS]
+        return _prepared(path, name)
     if name == "digits":
         try:
             (x, y), (x_test, y_test) = mnist_shaped_digits()
@@ -87,6 +84,24 @@ def _read(name, data_dir):
             raise ValueError(_missing(name, data_dir, "scikit-learn", error)) from error
         return [x, y, x_test, y_test]
     return _from_tfds(name, data_dir)
+
+
+def _prepared(path, name):
+    """The arrays of an .npz file."""
+    make = f"Make it anew: python -m recipes.data.arrays {name} {path.parent}"
+    try:
+        with open(path, "rb") as file, np.load(file) as prepared:
+            found = {key: prepared[key] for key in KEYS if key in prepared}
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no .npz file that can be read ({error}). {make}") from error
+    missing = [key for key in KEYS if key not in found]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}. It needs {', '.join(KEYS)}. {make}")
+    for images, classes in (KEYS[:2], KEYS[2:]):
+        if len(found[images]) != len(found[classes]):
+            raise ValueError(f"{path} has {len(found[images])} images in {images} and "
+                             f"{len(found[classes])} classes in {classes}. {make}")
+    return [found[key] for key in KEYS]
 
 
 def _from_tfds(name, data_dir):

@@ -14,11 +14,14 @@ LEADERS = ("magnitude", "variational_dropout", "l0", "continuous_sparsification"
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SECOND_LIVES = ("lottery", "scratch_e", "scratch_b")
 MASK_SPARSITIES = (0.8, 0.9, 0.95)
+NEAR = 0.01  # 96.5 % was trained for extended pruning only; the next is 98 %
 # Top-1 accuracy of the published checkpoints of extended magnitude pruning, ResNet-50: README.md
 # of google-research/google-research, state_of_sparsity. There is no file of those runs.
 EXTENDED = {0.8: 0.7652, 0.9: 0.7516, 0.95: 0.7271, 0.965: 0.6926}
 SHORT_NAMES = {"variational_dropout": "VD", "l0": "L0", "continuous_sparsification": "CS",
                "scratch_e": "scratch-e", "scratch_b": "scratch-b"}
+# Settings that make it another network
+SIZES = ("model", "filters", "depth", "vocabulary", "width", "hidden", "heads", "layers")
 # What we ran: the recipe, and the settings that are not its defaults.
 NETWORKS = {
     "LeNet-300-100": ("sos_lenet_mnist", ()),
@@ -49,7 +52,7 @@ class Ours:
             words = tables.changed(key, kind)
             if not set(common) <= set(words):
                 continue
-            if any(word.startswith("model=") for word in set(words) - set(common)):
+            if any(word.partition("=")[0] in SIZES for word in set(words) - set(common)):
                 continue
             self.records += some
             if key[0] == "dense":
@@ -68,9 +71,13 @@ class Ours:
         return self.losses.get((technique, sparsity, frozenset(words)))
 
 
-def _published(network, technique, sparsity):
+def _published(network, technique, sparsity, within=1.0):
+    """[relative loss, per cent] of the best run at least so sparse, or None: where there is none
+    that is sparser by less than `within`."""
     best = state_of_sparsity.best_at(network, technique, sparsity)
-    return None if best is None else [100 * (1 - best[1] / state_of_sparsity.dense(network))]
+    if best is None or best[0] > sparsity + within:
+        return None
+    return [100 * (1 - best[1] / state_of_sparsity.dense(network))]
 
 
 def _ranked(losses):
@@ -104,8 +111,8 @@ def extended(ours):
     sparsities = tuple(EXTENDED)
     rows = [["published: ResNet-50", *(
         _ranked({"extended": [100 * (1 - EXTENDED[s] / base)],
-                 "uniform": _published("ResNet-50", "magnitude", s),
-                 "variational_dropout": _published("ResNet-50", "variational_dropout", s)})
+                 "uniform": _published("ResNet-50", "magnitude", s, NEAR),
+                 "variational_dropout": _published("ResNet-50", "variational_dropout", s, NEAR)})
         for s in sparsities)]]
     rows += [[network, *(
         _ranked({"extended": one.loss("magnitude", s, "distribution=extended"),

@@ -5,6 +5,9 @@ complete to recipes/results/, as RECIPE/HASH/record.json, and draws their plots.
 """
 
 import importlib
+import shutil
+import tempfile
+from pathlib import Path
 
 from recipes.reporting import findings, plots, results, tables
 from recipes.running import configuration as settings
@@ -12,9 +15,6 @@ from recipes.running import registry, runner, sweep
 from recipes.running.files import replacing, write_json
 
 README = results.FOLDER.parent / "README.md"
-# Those that are programs of their own and have a table.
-PROGRAMS = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
-            "tickets_cifar_narrow_short", "mobilenet_cifar")
 MAKER = "recipes/reporting/readme.py"
 PLOTS = {"relative_loss.png": plots.loss, "layers.png": plots.layers}
 
@@ -23,22 +23,32 @@ def keep(name, runs_dir, folder=results.FOLDER):
     """Copies the complete records of a recipe, draws what they have come to; returns how many.
 
     Raises:
-      ValueError: if there is no complete run, none that can be plotted, or one on digits, whose
-        numbers say nothing.
+      ValueError: if there is no complete run, none that can be plotted with those that are kept, or
+        one on other data than the recipe's; nothing is copied then.
     """
     found = tables.records(name, runs_dir)
-    digits = [r["digest"] for r in found if r["configuration"].get("data") == "digits"]
-    if digits:
-        raise ValueError(f"{len(digits)} runs of {name} in {runs_dir} are on digits, {digits[0]} "
-                         "for one: their numbers say nothing about the real data. Give a runs_dir "
-                         "without them.")
-    for record in found:
-        write_json(folder / name / record["digest"] / "record.json", record)
-    for file, draw in PLOTS.items():
-        figure = draw(name, folder)
+    for other in ("digits", "files"):
+        runs = [r["digest"] for r in found if r["configuration"].get("data") == other]
+        if runs:
+            raise ValueError(f"{len(runs)} runs of {name} in {runs_dir} are on data={other}, "
+                             f"{runs[0]} for one: their numbers say nothing about the real data. "
+                             "Give a runs_dir without them.")
+    with tempfile.TemporaryDirectory() as place:
+        together = Path(place)
+        if (folder / name).exists():
+            shutil.copytree(folder / name, together / name)
+        _write(found, together / name)
+        figures = {file: draw(name, together) for file, draw in PLOTS.items()}
+    _write(found, folder / name)
+    for file, figure in figures.items():
         with replacing(folder / name / file) as new:
             figure.savefig(new, dpi=plots.DPI)
     return len(found)
+
+
+def _write(records, folder):
+    for record in records:
+        write_json(folder / record["digest"] / "record.json", record)
 
 
 def filled(text, folder=results.FOLDER):
@@ -57,9 +67,13 @@ def filled(text, folder=results.FOLDER):
 def _tables(folder):
     """{recipe: Markdown}; of the runner's recipes those that have kept results."""
     found = {name: importlib.import_module(f"recipes.{name}").table(results.read(name, folder))
-             for name in PROGRAMS}
+             for name in registry.EXPERIMENTS}
     found["overview"] = overview(folder)
     kept = [name for name in registry.RECIPES if tables.records(name, folder)]
+    unknown = set(kept) - {name for name, _ in findings.NETWORKS.values()}
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))} has kept results, and no network in "
+                         "findings.NETWORKS that would show them beside the published ones.")
     found |= {name: results.markdown(*tables.rows(name, folder)) for name in kept}
     if kept:
         found |= {f"findings, {name}": table for name, table in findings.markdown(folder).items()}
@@ -69,7 +83,7 @@ def _tables(folder):
 def overview(folder):
     """What each recipe has come to, in a line for each of its networks, as Markdown."""
     lines = []
-    for name in PROGRAMS:
+    for name in registry.EXPERIMENTS:
         runs, module = results.read(name, folder), importlib.import_module(f"recipes.{name}")
         for *headline, used in module.headlines(runs) if runs else ():
             lines.append([name, *headline, f"`{used[0]['command']}`",
@@ -77,20 +91,21 @@ def overview(folder):
                           results.seeds(used)])
     for name in registry.RECIPES:
         for *headline, words, used in findings.headlines(name, folder):
-            seconds = {}
-            for record in used:
-                seconds[record["seed"]] = (seconds.get(record["seed"], 0)
-                                           + sum(epoch["seconds"] for epoch in record["epochs"]))
             environment = used[0]["command"].partition("python ")[0]
-            swept = sweep.Sweep(name, list(words)).grid
+            swept = set(sweep.Sweep(name, list(words)).grid)
             kind = registry.load(name).Configuration
-            kept = {" ".join(settings.changed(kind, record["configuration"])) for record in used
-                    if record["seed"] == 0}
+            seconds, kept = {}, set()
+            for record in used:
+                row = " ".join(settings.changed(kind, {**record["configuration"], "seed": 0}))
+                if row in swept:
+                    kept.add(row)
+                    seconds[record["seed"]] = seconds.get(record["seed"], 0) + sum(
+                        epoch["seconds"] for epoch in record["epochs"])
             command = " ".join([f"{environment}python -m recipes sweep {name}", *words,
                                 *getattr(registry.load(name), "NEEDS", ())])
-            part = "" if kept >= set(swept) else f" ({len(kept & set(swept))} of its {len(swept)})"
+            part = "" if kept == swept else f" ({len(kept)} of its {len(swept)})"
             lines.append([name, *headline, f"`{command}`{part}",
-                          results.spread(seconds.values(), ".0f"),
+                          results.spread(seconds.values(), ".0f") if seconds else "",
                           results.seeds([{"seed": seed} for seed in seconds])])
     return results.markdown(["recipe", "what", "paper", "published", "ours", "command",
                              "seconds of training", "seeds"], lines)

@@ -3,7 +3,8 @@
 - a docstring whose first line says what it is;
 - `Configuration`, a frozen dataclass of `configuration.setting`s, `technique`, `seed` and `epochs`
   among them;
-- `run(configuration, run)`, which trains and returns the final report, a dict for JSON;
+- `run(configuration, run)`, which says what data it `run.reads`, trains, and returns the final
+  report, a dict for JSON;
 - `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, what says how runs
   differ from the paper's;
 - `MEASURE`, what its runs are compared by, where that is not `ACCURACY`;
@@ -21,9 +22,10 @@ from recipes.running.configuration import nearest
 
 RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar", "sos_resnet50_imagenet",
            "sos_transformer_wmt14", "sos_transformer_multi30k")
-# Programs of their own, python -m recipes.NAME --help
-PROGRAMS = ("digits_demo", "variational_dropout_mnist", "l0_mnist", "matched_mnist",
-            "tickets_mnist", "tickets_cifar_narrow_short", "mobilenet_cifar")
+# Programs of their own, python -m recipes.NAME --help; the experiments have a table in README.md.
+EXPERIMENTS = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
+               "tickets_cifar_narrow_short", "mobilenet_cifar")
+PROGRAMS = ("digits_demo", *EXPERIMENTS)
 
 
 class Difference:

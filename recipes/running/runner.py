@@ -26,6 +26,9 @@ def split(words):
     if options["tensorboard"] not in ("yes", "no"):
         raise ValueError("tensorboard is yes or no. Received: "
                          f"tensorboard={options['tensorboard']}")
+    if not options["runs_dir"] or Path(options["runs_dir"]).is_file():
+        raise ValueError("runs_dir is a folder, which need not exist. Received: "
+                         f"runs_dir={options['runs_dir']}")
     return options, [f"{key}={value}" for key, value in given.items() if key not in OPTIONS]
 
 
@@ -33,9 +36,6 @@ def parse(name, words):
     """`(options, configuration)` of a recipe's command line; an unknown key names all that fit."""
     kind = registry.load(name).Configuration
     options, words = split(words)
-    if not options["runs_dir"] or Path(options["runs_dir"]).is_file():
-        raise ValueError("runs_dir is a folder, which need not exist. Received: "
-                         f"runs_dir={options['runs_dir']}")
     known = [*kind.__dataclass_fields__, *OPTIONS]
     settings.check_keys(settings.pairs(words), known)
     return options, settings.parse(kind, words)
@@ -130,6 +130,8 @@ class Run:
             self.record["sessions"] += 1
             self.record.setdefault("commits", []).append(machine.commit())
         else:
+            for left in self.folder.glob("*.npz"):
+                left.unlink()  # of a run that began on who knows what
             self.record = {
                 "recipe": self.recipe, "digest": self.digest, "status": "running",
                 "configuration": settings.values(self.configuration),
@@ -164,9 +166,21 @@ class Run:
 
     def command(self):
         """The command line that repeats the run, with the environment that changes it."""
-        return machine.command("recipes", "run", self.recipe, *settings.words(self.configuration))
+        return machine.command("recipes", "run", self.recipe, *settings.words(self.configuration),
+                               *getattr(registry.load(self.recipe), "NEEDS", ()))
 
     # ---- for recipes
+
+    def reads(self, data):
+        """Notes what data the run is of, a `fingerprint`.
+
+        Raises:
+          ValueError: if the run has begun on other data.
+        """
+        then = self.record.setdefault("data", data)
+        if then != data:
+            raise ValueError(f"{self.folder} holds an interrupted run on other data ({then}, now "
+                             f"{data}). Give the data_dir that it began with, or another runs_dir.")
 
     def fit(self, model, batches, validation, epochs):
         """Trains the compiled model, or goes on with it; its metrics go into the record."""
@@ -180,8 +194,18 @@ class Run:
         self._save(epochs=epochs)
 
     def of(self, configuration):
-        """Another run of this recipe, which this one needs; it is made if it is not there."""
-        run(self.recipe, configuration, self.options)
+        """Another run of this recipe, which this one needs; it is made if it is not there.
+
+        Raises:
+          ValueError: if it was made on another backend, kind of device, or data: the numbers of
+            this one would be of two.
+        """
+        found = run(self.recipe, configuration, self.options)
+        then, here = ([machine.place(of["where"]), of.get("data")] for of in (found, self.record))
+        if then[0] != here[0] or None not in (then[1], here[1]) and then[1] != here[1]:
+            raise ValueError(f"{self.title} needs the run {found['digest']}, which was made on "
+                             f"{then[0]} and the data {then[1]}; here are {here[0]} and {here[1]}. "
+                             "Use what it was made with, or give another runs_dir.")
         return Run(self.recipe, configuration, self.options)
 
     def result(self):

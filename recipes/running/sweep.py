@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -19,6 +20,10 @@ TUNERS = ("grid", "random", "bayesian", "hyperband")
 FACTOR = 3  # of Hyperband: a third of the trials goes on with three times the epochs
 SEARCHED = 20  # trials of a search, unless told otherwise
 NEVER = 10**9  # keras-tuner 1.4 keeps its lock when too many failures in a row make it raise
+
+
+class GivenUp(RuntimeError):
+    """A sweep that its workers cannot go on with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,9 @@ class Sweep:
         kind = self.module.Configuration
         fields = kind.__dataclass_fields__
         space = {key: _values(fields[key], text) for key, text in self.given.items()}
+        if all(len(values) == 1 for values in space.values()):
+            raise ValueError(f"tuner={self.options.tuner} needs something to search: give a list "
+                             "or a range, technique=magnitude,l0 or scale=0.01..10.")
         techniques = [[f"technique={name}"] for name in space.get("technique", ())] or [[]]
         for technique in techniques:
             settings.parse(kind, technique)
@@ -226,7 +234,8 @@ def _oracle(kt, sweep):
 
 
 def _epochs(sweep):
-    fixed = [f"{key}={values[0]}" for key, values in sweep.space.items() if len(values) == 1]
+    fixed = [f"{key}={values[0]}" for key, values in sweep.space.items()
+             if len(values) == 1 or key == "technique"]  # all have the first one's epochs
     return settings.parse(sweep.module.Configuration, fixed).epochs
 
 
@@ -321,7 +330,10 @@ def say(sweep):
             figures = f"{row['status'].lower()}: {_last_line(row['message'])}"
         print(f"  {row['run']}  {figures}  {' '.join(row['words'])}")
     if sweep.searches and done:
-        print(f"The best: python -m recipes run {sweep.name} {' '.join(rows[0]['words'])}")
+        places = [f"{key}={value}" for key, value in sweep.run_options.items()
+                  if value != runner.OPTIONS[key]]
+        best = shlex.join([*rows[0]["words"], *places])
+        print(f"The best: python -m recipes run {sweep.name} {best}")
     failed = len(rows) - len(done)
     print(f"{sweep.name}: {len(done)} trials complete, {failed} not; "
           f"{sweep.folder / 'summary.json'}", flush=True)

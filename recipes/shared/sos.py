@@ -13,6 +13,10 @@ All techniques start at the same initial weights and see the same batches, for t
 - scratch_e, scratch_b: the masks of the magnitude run with the same settings, other initial
   weights, and the same budget or `BUDGET` times as much with the schedule stretched.
 - lottery: the same masks, the initial weights, or those after `rewind_step` steps.
+
+A technique that is added stands in `PRUNED` or `LEARNED`, in `method`, in `only=` of the settings
+that it has, in `usual` of the two full-scale recipes, in the grids that run it, and in `LEADERS`,
+`SHORT_NAMES` and `places` of recipes/reporting/findings.py.
 """
 
 import dataclasses
@@ -237,7 +241,9 @@ def method(c, steps, model, task):
         # Sampled gates end near 0 under the controller, and the network near chance
         return ts.L0Regularization(task.batches.examples, initial_keep=c.initial_keep,
                                    hard_mask=c.controlled, **asked)
-    return ts.VariationalDropout(task.batches.examples, **c.noise(), **asked)
+    if c.technique == "variational_dropout":
+        return ts.VariationalDropout(task.batches.examples, **c.noise(), **asked)
+    raise ValueError(f"technique={c.technique} has no method here.")
 
 
 def _pruning(c, steps, model, task):
@@ -262,7 +268,9 @@ def _pruning(c, steps, model, task):
     schedule = ts.PolynomialDecay(0.0, sparsity, begin, end, frequency=c.frequency)
     if c.technique == "random":
         return ts.RandomPruning(schedule, distribution=distribution, seed=c.seed)
-    return ts.MagnitudePruning(schedule, distribution=distribution, revive=True)
+    if c.technique == "magnitude":
+        return ts.MagnitudePruning(schedule, distribution=distribution, revive=True)
+    raise ValueError(f"technique={c.technique} has no method here.")
 
 
 def extended(sizes, sparsity, first, last, others=None):

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from recipes.data import translation
+from recipes.data.fingerprint import fingerprint
 from recipes.networks import transformer
 from recipes.running.configuration import setting
 from recipes.running.registry import Measure
@@ -60,6 +61,7 @@ def perform(c, run, text, lengths, steps=None):
     """
     for name in translation.PACKAGES:  # BLEU comes last: missing it would cost a training
         translation.package(name)
+    run.reads(fingerprint(*(side for name in sorted(text) for side in text[name])))
     subwords = translation.vocabulary(text["train"], c.vocabulary,
                                       Path(run.options["runs_dir"]) / "vocabularies")
     train, kept_out = sos.held_out(text["train"], c.holdout, "pairs")
