@@ -82,6 +82,7 @@ def test_smoke_run_of_the_tickets(tmp_path):
     assert "±" not in tickets_mnist.table([result])
 
 
+@pytest.mark.slow
 def test_smoke_run_of_the_tickets_on_cifar(tmp_path):
     """TensorFlow in its own process: the recipe chooses its kernels before it is imported."""
     subprocess.run([sys.executable, "-m", "recipes.tickets_cifar_narrow_short", "--smoke",
@@ -93,6 +94,7 @@ def test_smoke_run_of_the_tickets_on_cifar(tmp_path):
     assert [zeros[i] for i in (0, 1, 3)] == [0, 24_477, 54_394]
 
 
+@pytest.mark.slow
 def test_smoke_run_of_the_exported_network(tmp_path):
     result = smoke("mobilenet_cifar", tmp_path)
     dense, pruned = result["cases"]
