@@ -481,6 +481,32 @@ def test_data_loss_is_the_loss_without_the_penalty():
     np.testing.assert_allclose(history["val_data_loss"], [mse(1.0)] * 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_data_loss_weights_the_penalty_as_keras_weights_the_loss(eagerly):
+    """Batches of 12, 12 and 8 examples; beta is 1, 81^(1/2) and 81 in them, s is 0.5 and -0.2."""
+    method = ts.ContinuousSparsification(2, final_beta=81.0, s0=0.5, scale=0.1, frequency=1)
+    model = model_of(None, keras.optimizers.SGD(0.0), method=method, run_eagerly=eagerly)
+    state = model.get_layer("dense").state["kernel"]
+    s = np.where(np.arange(40).reshape(10, 4) % 3, 0.5, -0.2)
+    state["s"].assign(s)
+    seen = []
+
+    class Beta(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append(float(ops.convert_to_numpy(state["beta"])))
+
+    history = fit(model, callbacks=[Beta()], batch_size=12).history
+    kernel, bias = (ops.convert_to_numpy(v) for v in model.get_layer("dense").weights[:2])
+    gates = [1 / (1 + np.exp(-beta * s)) for beta in seen]
+    losses = [((X[a:b] @ (kernel * gate) + bias - Y[a:b]) ** 2).mean()
+              for gate, (a, b) in zip(gates, ((0, 12), (12, 24), (24, 32)), strict=True)]
+    assert len(set(seen)) > 1  # the penalty is not the same in all steps
+    weights = np.array([12, 12, 8]) / 32
+    np.testing.assert_allclose(history["data_loss"], weights @ losses, rtol=1e-5)
+    penalties = [0.1 * gate.sum() for gate in gates]
+    np.testing.assert_allclose(history["loss"], weights @ np.add(losses, penalties), rtol=1e-5)
+
+
 # ---- the stored clock is the truth --------------------------------------------------------------
 
 

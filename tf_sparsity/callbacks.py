@@ -24,8 +24,8 @@ class SparsityUpdate(keras.callbacks.Callback):
     generators of the model are saved along with them.
 
     With a method that has a penalty it puts `data_loss` (and `val_data_loss`) into `logs`: the
-    epoch's loss without the mean of that penalty over its steps. A smaller last batch counts as a
-    whole step in this mean.
+    epoch's loss without the mean of that penalty over its examples, as Keras takes the mean of the
+    loss. Both are sums in float32: `data_loss` is exact to about a millionth of the penalty.
 
     Args:
       probe_data: for methods with `needs_probe`: one (x, y) batch, or an iterable of batches of

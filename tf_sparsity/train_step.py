@@ -3,6 +3,7 @@
 import sys
 
 import keras
+from keras import ops
 
 
 def give_back():
@@ -44,12 +45,31 @@ def decays_weights():
     return bool(getattr(optimizer, "weight_decay", None))
 
 
+def examples():
+    """How many examples the batch of the train or test step among our callers has, as Keras counts
+    them for the mean of the loss: the length of its first input. 1.0 outside of such a step, and in
+    one of the user's own whose batch is not called `data`, as in Keras."""
+    frame = _frame("train_step", "test_step")
+    data = frame and frame.f_locals.get("data")
+    if data is None:
+        return 1.0
+    x = keras.utils.unpack_x_y_sample_weight(data)[0]
+    first = next(array for array in keras.tree.flatten(x) if array is not None)
+    return ops.cast(ops.shape(first)[0], "float32")
+
+
 def _model():
     """The model whose train step is among our callers, or None."""
+    frame = _frame("train_step")
+    return frame and frame.f_locals["self"]
+
+
+def _frame(*names):
+    """That of a step of a Keras model among our callers, or None."""
     frame = sys._getframe()
     while frame is not None:
-        owner = frame.f_locals.get("self")
-        if frame.f_code.co_name == "train_step" and isinstance(owner, keras.Model):
-            return owner
+        if (frame.f_code.co_name in names
+                and isinstance(frame.f_locals.get("self"), keras.Model)):
+            return frame
         frame = frame.f_back
     return None

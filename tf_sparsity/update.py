@@ -186,7 +186,7 @@ class Updater:
         return [text for text in texts if text is not None]
 
     def read_penalty(self):
-        """Mean penalty of the steps since this was last read; None where nothing has one."""
+        """Mean penalty of the examples since this was last read; None where nothing has one."""
         layers = [layer for layer in self.layers if layer.penalty_sums is not None]
         return sum(layer.read_penalty() for layer in layers) if layers else None
 

@@ -135,7 +135,8 @@ class SparseLayer:
                     autocast=False)
                 for key, spec in method.state(self.kernel_info(name)).items()}
         if any(method.has_penalty for method in self.methods.values()):
-            # [sum, number] of the penalties since `read_penalty`, for `data_loss` in the logs
+            # [sum, number] of the examples' penalties since `read_penalty`, for `data_loss` in
+            # the logs
             self.penalty_sums = self.add_weight(
                 name="penalty_sums", shape=(2,), initializer="zeros", trainable=False,
                 dtype="float32", autocast=False, aggregation="only_first_replica")
@@ -279,16 +280,17 @@ class SparseLayer:
             return losses
         penalties = [method.penalty(self._theta_tensor(name), self.state[name])
                      for name, method in self.methods.items() if method.has_penalty]
-        self.penalty_sums.assign(self.penalty_sums + ops.stack([sum(penalties), 1.0]))
+        self.penalty_sums.assign(
+            self.penalty_sums + train_step.examples() * ops.stack([sum(penalties), 1.0]))
         return losses + penalties
 
     def read_penalty(self):
-        """Mean of the layer's penalty over the steps since this was last read."""
+        """Mean of the layer's penalty over the examples since this was last read."""
         if self.penalty_sums is None:
             return 0.0
-        total, steps = ops.convert_to_numpy(self.penalty_sums)
+        total, number = ops.convert_to_numpy(self.penalty_sums)
         self.penalty_sums.assign([0.0, 0.0])
-        return float(total) / max(float(steps), 1.0)
+        return float(total) / max(float(number), 1.0)
 
     # ---- saving, by name
 
