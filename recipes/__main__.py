@@ -6,7 +6,7 @@ from tflite_export.quiet import quiet
 
 with quiet():  # TensorFlow's first import
     from recipes.reporting import page, plots, readme, tables
-    from recipes.running import configuration, registry, runner, sweep
+    from recipes.running import configuration, program, registry, runner, sweep
 
 USAGE = """\
 python -m recipes list [NAME]                    the recipes, or the settings of one
@@ -25,21 +25,21 @@ SHOWN = {"table": tables.show, "plot": plots.show, "report": page.show, "keep": 
 
 
 def main(argv=None):
-    """Returns the exit status: 0, 1 if trials of a sweep failed, 2 after a sentence on stderr."""
+    """Returns the exit status: 0, 1 if trials of a sweep failed, or as `program.status` has it."""
     argv = sys.argv[1:] if argv is None else argv
     commands = {"list": list_recipes, "run": run, "sweep": sweep_runs, "readme": write_readme,
                 **{command: shows(command) for command in SHOWN}}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
-    try:
+
+    def call():
         if argv[0] not in commands:
             raise ValueError(f"There is no command {argv[0]!r}. "
                              f"{configuration.nearest(argv[0], commands)}")
-        return commands[argv[0]](argv[1:]) or 0
-    except (ValueError, sweep.GivenUp) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return commands[argv[0]](argv[1:])
+
+    return program.status(call)
 
 
 def list_recipes(words):
@@ -55,6 +55,9 @@ def list_recipes(words):
             print(f"  {left:{width}}  {right}")
         if any(left.endswith("*") for left, _ in rows):
             print(f"\n{configuration.STAR}")
+        print("\nand, which are no part of a run's configuration: "
+              + " ".join(f"{key}={'' if value is None else value}"
+                         for key, value in runner.OPTIONS.items()))
         return
     for name in registry.RECIPES:
         print(f"{name:28}{registry.first_line(registry.load(name))}")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.running import program
 from tflite_export.quiet import quiet
 
 with quiet():
@@ -353,4 +354,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

@@ -14,6 +14,7 @@ import tf_sparsity as ts
 from recipes.data import arrays
 from recipes.networks import lenet
 from recipes.reporting import results
+from recipes.running import program
 
 RECIPE = "l0_mnist"
 
@@ -213,4 +214,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

@@ -15,6 +15,7 @@ import tf_sparsity as ts
 from recipes.data import arrays
 from recipes.networks import lenet
 from recipes.reporting import results
+from recipes.running import program
 from recipes.running.training import ranked_anew
 
 RECIPE = "matched_mnist"
@@ -186,4 +187,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

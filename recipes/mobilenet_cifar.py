@@ -20,7 +20,7 @@ import tf_sparsity as ts
 import tflite_export
 from recipes.data import arrays
 from recipes.reporting import results
-from recipes.running import training
+from recipes.running import program, training
 
 RECIPE = "mobilenet_cifar"
 
@@ -221,4 +221,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

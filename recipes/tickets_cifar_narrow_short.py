@@ -13,6 +13,7 @@ import numpy as np
 
 from recipes.data import arrays
 from recipes.networks import resnet_cifar
+from recipes.running import program
 from recipes.shared import tickets
 
 RECIPE = "tickets_cifar_narrow_short"
@@ -56,4 +57,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

@@ -12,6 +12,7 @@ from functools import partial
 
 from recipes.data import arrays
 from recipes.networks import lenet
+from recipes.running import program
 from recipes.shared import tickets
 
 RECIPE = "tickets_mnist"
@@ -46,4 +47,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

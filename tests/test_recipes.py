@@ -201,6 +201,13 @@ def test_command_names_no_place_on_the_machine(environment):
     assert command.startswith("KERAS_BACKEND=")
 
 
+def test_missing_data_of_a_program_is_a_sentence():
+    done = subprocess.run([sys.executable, "-m", "recipes.l0_mnist", "--data-dir", "/nowhere"],
+                          capture_output=True, text=True, cwd=results.FOLDER.parent.parent)
+    assert done.returncode == 2 and "error: There is no /nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("words", [["--epochs", "0"], ["--epochs", "-1"], ["--seed", "-1"]])
 def test_numbers_of_a_program_have_a_range(words, capsys):
     """0 epochs are not the default number of them."""

@@ -359,6 +359,66 @@ def test_what_a_run_without_an_epoch_has_left_is_not_taken(run, tmp_path):
     assert without_time(run(*words)) == without_time(straight)
 
 
+@pytest.mark.parametrize("text, said", [
+    ('{"status": "comp', "is damaged: Unterminated string"), ("", "is damaged: Expecting value"),
+    ("[]", "is damaged: it holds a list"), ("{}", "is no record of a run: it has no status"),
+    ('{"status": "complete", "where": {}}', "is no record of a run: it has no configuration, epochs, ")])
+def test_a_damaged_record_is_named(run, tmp_path, capsys, text, said):
+    _, configured = runner.parse(NAME, TINY)
+    path = tmp_path / NAME / configuration.digest(NAME, configured) / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    for words in (["run", NAME, *TINY], ["table", NAME], ["plot", NAME]):
+        assert command.main([*words, f"runs_dir={tmp_path}"]) == 2
+        error = capsys.readouterr().err
+        assert f"error: {path} {said}" in error and "Remove" in error
+
+
+def test_what_a_run_needs_and_has_lost_is_named(run, tmp_path):
+    masks = folder_of(run(), tmp_path) / "masks.npz"
+    whole = masks.read_bytes()
+    for damaged, said in ((b"junk", "is no .npz file of arrays"), (None, "is not there")):
+        masks.unlink() if damaged is None else masks.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"masks.npz {said}. Remove .* is made anew then"):
+            run("technique=lottery")
+    masks.write_bytes(whole)
+    assert run("technique=lottery")["status"] == "complete"
+
+
+def test_a_damaged_backup_is_named(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Leave(1)])
+    (weights,) = tmp_path.glob("*/*/backup/epoch1/**/*.h5")
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="The backup in .*epoch1 is damaged: .*Remove .* anew"):
+        run()
+
+
+def test_an_interrupt_says_what_goes_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(runner, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert command.main(["run", NAME, f"runs_dir={tmp_path}"]) == 130
+    assert "The same command again goes on" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_named(capsys):
+    assert command.main(["run", NAME, *TINY, "runs_dir=/proc/nothing"]) == 2
+    assert "error: " in (said := capsys.readouterr().err) and "/proc/nothing" in said
+
+
+def test_a_run_of_code_without_a_name_says_so(run, monkeypatch, capsys):
+    """Two dirty trees have one name and may differ."""
+    monkeypatch.setattr(machine, "commit", lambda: "abc-dirty")
+    run()
+    run()
+    assert ", made at commit abc-dirty" in capsys.readouterr().out
+
+
+def test_a_recipe_that_lacks_a_part_is_told(monkeypatch):
+    monkeypatch.delattr(registry.load(NAME), "DIFFERENCES")
+    with pytest.raises(ValueError, match=f"recipes/{NAME}.py has no DIFFERENCES: see "):
+        registry.load(NAME)
+
+
 def test_a_run_without_an_epoch_begins_anew(run, tmp_path, monkeypatch, capsys):
     """Whatever its record says: nothing was trained there."""
     with pytest.raises(KeyboardInterrupt):
@@ -677,8 +737,23 @@ def test_plot_of_the_runs(tmp_path, capsys):
     assert curve[1] == [pytest.approx((0.5, 0.1, 0.05 * 2 ** 0.5))]
     assert command.main(["plot", NAME, f"runs_dir={tmp_path}", f"out={tmp_path / 'a.png'}"]) == 0
     assert (tmp_path / "a.png").stat().st_size > 10_000
+    lacking = f"python -m recipes run {NAME} technique=dense epochs=3 model=lenet5 (jax)"
+    assert tables.lacking_dense(NAME, tmp_path) == [lacking]
+    assert f"are left out. It takes:\n  {lacking}\n" in capsys.readouterr().out
+    stored(tmp_path / "sparse", 2, 0.5, technique="random", sparsity=0.5, model="lenet5")
+    with pytest.raises(ValueError) as error:
+        plots.curves(NAME, tmp_path / "sparse")
+    assert str(error.value).endswith(f"Make them: {lacking}")
     assert command.main(["plot", NAME, f"runs_dir={tmp_path / 'none'}"]) == 2
     assert "no complete run of sos_lenet_mnist with a dense one" in capsys.readouterr().err
+
+
+def test_every_curve_looks_different():
+    """As many as LeNet has: four distributions, each in two places."""
+    labels = [" ".join(filter(None, ["magnitude", words, place])) for place in ("(jax)", "(tf)")
+              for words in ("", *(f"distribution={d}" for d in ("erk", "extended", "global")))]
+    look = plots._looks(NAME, labels)
+    assert len({tuple(look(label).items()) for label in labels}) == len(labels) == 8
 
 
 def test_page_of_the_runs(tmp_path, capsys):
@@ -925,7 +1000,7 @@ def test_a_damaged_npz_is_told_with_the_way_out(tmp_path):
     np.save(tmp_path / "images.npy", images)
     for damaged in (whole[:500], b"", b"PK", (tmp_path / "images.npy").read_bytes()):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is no .npz file that can be read .*Make it anew: "
+        with pytest.raises(ValueError, match="is no .npz file of arrays. Make it anew: "
                                              "python -m recipes.data.arrays mnist"):
             arrays.load("mnist", path)
 

@@ -8,13 +8,12 @@ the file that `keras.datasets.mnist.load_data()` downloads.
 import argparse
 import os
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from recipes.running.files import replacing
+from recipes.running import program
+from recipes.running.files import read_arrays, replacing
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "digits": (28, 28, 1)}
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
@@ -89,11 +88,7 @@ def _read(name, data_dir):
 def _prepared(path, name):
     """The arrays of an .npz file."""
     make = f"Make it anew: python -m recipes.data.arrays {name} {path.parent}"
-    try:
-        with open(path, "rb") as file, np.load(file) as prepared:
-            found = {key: prepared[key] for key in KEYS if key in prepared}
-    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no .npz file that can be read ({error}). {make}") from error
+    found = read_arrays(path, make)
     missing = [key for key in KEYS if key not in found]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}. It needs {', '.join(KEYS)}. {make}")
@@ -176,4 +171,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

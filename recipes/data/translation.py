@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from recipes.networks.transformer import END, PAD
+from recipes.running import program
 from recipes.running.files import replacing
 
 SOURCE, TARGET = "en", "de"
@@ -265,4 +266,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.status(main))

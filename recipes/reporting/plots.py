@@ -10,11 +10,12 @@ from recipes.running import configuration as settings
 from recipes.running import registry, runner
 from recipes.running.files import replacing
 
-LINES = ("-", "--", ":", "-.")  # of several curves of a technique
+LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv*"  # of several curves of a technique
 OPTIONS = {"runs_dir": runner.RUNS, "out": None}
 DPI = 110
 COLUMNS = 4  # of panels
 TICKS = (50, 70, 80, 90, 95, 98, 99)  # per cent
+LOSSES = (0, 1, 2, 5, 10, 20, 50, 100)  # per cent
 
 
 def curves(name, runs_dir):
@@ -38,9 +39,11 @@ def curves(name, runs_dir):
             of_network.setdefault(tables.label(key, name), []).append(
                 (tables.met(key, reports), statistics.fmean(losses), spread))
     if not found:
+        lacking = tables.lacking_dense(name, runs_dir)
+        make = ("Make them: " + "; ".join(lacking) if lacking else
+                f"Make them: python -m recipes sweep {name} runs_dir={runs_dir}")
         raise ValueError(f"{runs_dir} has no complete run of {name} with a dense one of the same "
-                         f"settings. Make them: python -m recipes sweep {name} "
-                         f"runs_dir={runs_dir}")
+                         f"settings. {make}")
     return {network: {label: sorted(points) for label, points in sorted(of_network.items())}
             for network, of_network in sorted(found.items(), key=str)}
 
@@ -64,7 +67,8 @@ def loss(name, runs_dir):
         for label, points in of_network.items():
             sparsities, losses, spreads = zip(*points)
             panel.errorbar([100 * s for s in sparsities], [100 * v for v in losses],
-                           [100 * v for v in spreads], capsize=2, label=label, **look(label))
+                           [100 * v for v in spreads] if any(spreads) else None, capsize=2,
+                           label=label, **look(label))
         panel.set(title=" ".join(filter(None, [f"ours: {name}", network])))
     for panel, network in zip(panels[len(ours):], state_of_sparsity.FILES):
         for technique, points in published(network).items():
@@ -77,6 +81,7 @@ def loss(name, runs_dir):
                                                 lambda x: 100 - np.exp(-x)))
         panel.set_xticks(TICKS, labels=[f"{tick:g}" for tick in TICKS])
         panel.set_xticks([], minor=True)
+        panel.set_yticks(LOSSES, labels=[f"{loss:g}" for loss in LOSSES])
         panel.axhline(0, color="grey", linewidth=1)
     panels[0].set(ylabel="loss relative to dense, %")
     _legend(panels[0].figure, panels)
@@ -126,18 +131,20 @@ def _figure(width, height):
 
 
 def _looks(name, labels):
-    """The function label -> how its curve is drawn: a colour for each technique, and a line for
-    each of its settings, the same in every panel."""
+    """The function label -> how its curve is drawn: a colour for each technique, and a line with a
+    marker for each of its settings, the same in every panel."""
     order = registry.load(name).Configuration.__dataclass_fields__["technique"].metadata["choices"]
     lines = {}
     for label in sorted(set(labels)):
         of_technique = lines.setdefault(label.split()[0], {})
-        of_technique[label] = LINES[len(of_technique) % len(LINES)]
+        row, column = divmod(len(of_technique), len(LINES))
+        of_technique[label] = LINES[column], MARKERS[row % len(MARKERS)]
 
     def look(label):
         technique = label.split()[0]
-        return {"color": f"C{order.index(technique)}", "marker": "o", "markersize": 3,
-                "linestyle": lines.get(technique, {}).get(label, LINES[0])}
+        line, marker = lines.get(technique, {}).get(label, (LINES[0], MARKERS[0]))
+        return {"color": f"C{order.index(technique)}", "linestyle": line, "marker": marker,
+                "markersize": 3 if marker == "o" else 5}
 
     return look
 
@@ -163,3 +170,6 @@ def show(name, words):
     with replacing(path) as new:
         figure.savefig(new, dpi=DPI)
     print(f"Written: {path}")
+    if lacking := tables.lacking_dense(name, options["runs_dir"]):
+        print("Runs without a dense one of the same settings are left out. It takes:\n  "
+              + "\n  ".join(lacking))

@@ -27,6 +27,8 @@ def keep(name, runs_dir, folder=results.FOLDER):
         one on other data than the recipe's; nothing is copied then.
     """
     found = tables.records(name, runs_dir)
+    if not found:
+        raise ValueError(f"There is no complete run of {name} in {runs_dir}.")
     for other in ("digits", "files"):
         runs = [r["digest"] for r in found if r["configuration"].get("data") == other]
         if runs:

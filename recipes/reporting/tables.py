@@ -6,7 +6,6 @@ from pathlib import Path
 from recipes.reporting import results
 from recipes.running import configuration as settings
 from recipes.running import machine, registry, runner
-from recipes.running.files import read_json
 
 MOST_LAYERS = 6  # that a table shows one by one
 
@@ -25,7 +24,7 @@ def records(name, runs_dir):
     known = registry.load(name).Configuration.__dataclass_fields__
     found = []
     for path in sorted((Path(runs_dir) / name).glob("*/record.json")):
-        record = read_json(path)
+        record = runner.read_record(path)
         if record["status"] == "complete":
             if gone := sorted(set(record["configuration"]) - set(known)):
                 raise ValueError(f"{path} is of another version of {name}, with the setting"
@@ -69,6 +68,21 @@ def relative_loss(key, quality, dense, kind):
             if where == place and of_dense <= set(wanted.items()):
                 return 1 - quality / value
     return None
+
+
+def lacking_dense(name, runs_dir):
+    """The commands of the dense runs without which sparse ones have no relative loss."""
+    by_configuration = groups(records(name, runs_dir))
+    kind, measure = registry.load(name).Configuration, registry.measure(name)
+    dense, commands = dense_quality(by_configuration, measure), {}
+    for key, some in by_configuration.items():
+        if relative_loss(key, some[0]["report"][measure.key], dense, kind) is None:
+            words = [word for word in changed(key, kind)
+                     if kind.__dataclass_fields__[word.partition("=")[0]].metadata["only"] is None]
+            command = " ".join(["python -m recipes run", name, "technique=dense", *words,
+                                *getattr(registry.load(name), "NEEDS", ())])
+            commands[f"{command} ({key[3]})"] = None
+    return list(commands)
 
 
 def met(key, reports):
@@ -115,7 +129,7 @@ def _row(key, some, dense, kind, measure):
             results.spread([measure.unit * value for value in quality]),
             "" if loss is None else f"{100 * loss:.2f}",
             " - ".join(_each(layers)),
-            results.spread(natural, ".2f") if natural else "",
+            results.spread(natural, ".3f") if natural else "",
             results.spread([_seconds(record) for record in trained], ".0f") if trained
             else "ranked", max(len(record["epochs"]) for record in some) or dict(own)["epochs"],
             place,

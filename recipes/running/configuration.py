@@ -111,7 +111,7 @@ def _value(field, text):
 
 
 def _range(limits):
-    words = [f"{word} {limits[key]:g}" for key, word in
+    words = [f"{word} {limits[key]:.12g}" for key, word in
              (("least", "from"), ("above", "above"), ("most", "up to"), ("below", "below"))
              if limits[key] is not None]
     return " " + " ".join(words) if words else ""

@@ -3,7 +3,11 @@
 import contextlib
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -25,7 +29,34 @@ def write_json(path, value):
 
 
 def read_json(path):
-    return json.loads(Path(path).read_text())
+    """The dict of a JSON file.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    try:
+        value = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it, or put a copy of it back."
+                         ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}, where a dict is "
+                         "expected. Remove it, or put a copy of it back.")
+    return value
+
+
+def read_arrays(path, remedy):
+    """{name: array} of an .npz file.
+
+    Raises:
+      ValueError: with the remedy, if the file is not there or damaged.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else "is no .npz file of arrays"
+        raise ValueError(f"{path} {why}. {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from recipes.running.configuration import nearest
 
 RECIPES = ("sos_lenet_mnist", "sos_resnet20_cifar", "sos_resnet50_imagenet",
            "sos_transformer_wmt14", "sos_transformer_multi30k")
+PARTS = ("Configuration", "run", "GRID", "DIFFERENCES")  # that each must have
 # Programs of their own, python -m recipes.NAME --help; the experiments have a table in README.md.
 EXPERIMENTS = ("variational_dropout_mnist", "l0_mnist", "matched_mnist", "tickets_mnist",
                "tickets_cifar_narrow_short", "mobilenet_cifar")
@@ -67,7 +68,12 @@ def load(name):
         raise ValueError(f"{name} is a program of its own: python -m recipes.{name} --help")
     if name not in RECIPES:
         raise ValueError(f"There is no recipe {name!r}. {nearest(name, RECIPES)}")
-    return importlib.import_module(f"recipes.{name}")
+    module = importlib.import_module(f"recipes.{name}")
+    lacking = [part for part in PARTS if not hasattr(module, part)]
+    if lacking:
+        raise ValueError(f"recipes/{name}.py has no {', '.join(lacking)}: see the first lines of "
+                         "recipes/running/registry.py.")
+    return module
 
 
 def measure(name):

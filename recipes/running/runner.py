@@ -41,6 +41,22 @@ def parse(name, words):
     return options, settings.parse(kind, words)
 
 
+def read_record(path):
+    """What a run says of itself.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    record = read_json(path)
+    wanted = ("status",) + ("configuration", "where", "epochs", "report") * (
+        record.get("status") == "complete")
+    lacking = [key for key in wanted if key not in record]
+    if lacking:
+        raise ValueError(f"{path} is no record of a run: it has no {', '.join(lacking)}. Remove "
+                         "its folder; the run is made anew then.")
+    return record
+
+
 def run(name, configuration, options=None, callbacks=()):
     """The record of a configuration: of a run now, or of the run that was complete before.
 
@@ -61,7 +77,7 @@ def run(name, configuration, options=None, callbacks=()):
                   f"{this.folder}{this.made_with}", flush=True)
         else:
             this.execute()
-        return read_json(this.path)
+        return read_record(this.path)
 
 
 class Run:
@@ -88,13 +104,15 @@ class Run:
 
     @property
     def complete(self):
-        return self.path.exists() and read_json(self.path)["status"] == "complete"
+        return self.path.exists() and read_record(self.path)["status"] == "complete"
 
     @property
     def made_with(self):
-        """`, made at commit ...` where the code has been at another one since; else nothing."""
+        """`, made at commit ...` where the code has been, or may have been, another one since; else
+        nothing."""
         commits = self.result().get("commits", ())
-        return "" if set(commits) <= {machine.commit()} else f", made at commit {commits[-1]}"
+        same = set(commits) <= {machine.commit()} and not str(commits[-1:]).count("-dirty")
+        return "" if same else f", made at commit {commits[-1]}"
 
     def execute(self):
         module = registry.load(self.recipe)
@@ -122,7 +140,7 @@ class Run:
     def _begin(self, module):
         """The record as it is before training; a resumed run keeps what it has."""
         now = {"versions": machine.versions(), "where": machine.where()}
-        self.record = read_json(self.path) if self.path.exists() else None
+        self.record = read_record(self.path) if self.path.exists() else None
         # A kill may have come after a backup and before its note
         if self.record is not None and (self.record["epochs"]
                                         or training.Backup(self.folder / "backup").complete):
@@ -210,7 +228,7 @@ class Run:
 
     def result(self):
         """The record on disk."""
-        return read_json(self.path)
+        return read_record(self.path)
 
     def keep(self, name, write):
         """Writes a file of the run, whole, by `write(path)`."""

@@ -6,7 +6,6 @@ killed trial goes on from its backup, whoever gets it next.
 
 import dataclasses
 import itertools
-import json
 import os
 import shlex
 import time
@@ -20,10 +19,6 @@ TUNERS = ("grid", "random", "bayesian", "hyperband")
 FACTOR = 3  # of Hyperband: a third of the trials goes on with three times the epochs
 SEARCHED = 20  # trials of a search, unless told otherwise
 NEVER = 10**9  # keras-tuner 1.4 keeps its lock when too many failures in a row make it raise
-
-
-class GivenUp(RuntimeError):
-    """A sweep that its workers cannot go on with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +277,7 @@ def trials(sweep):
     for path in sorted((sweep.folder / "tuner").glob("trial_*/trial.json")):
         try:
             state = read_json(path)
-        except json.JSONDecodeError:
+        except ValueError:
             continue  # the chief is writing it
         found.append({"trial": state["trial_id"], "status": state["status"],
                       "words": trial_words(sweep, state["hyperparameters"]["values"]),
@@ -307,7 +302,7 @@ def summary(sweep):
         configured = settings.parse(sweep.module.Configuration, trial["words"])
         digest = settings.digest(sweep.name, configured)
         path = Path(sweep.run_options["runs_dir"]) / sweep.name / digest / "record.json"
-        report = (read_json(path)["report"] or {}) if path.exists() else {}
+        report = (runner.read_record(path).get("report") or {}) if path.exists() else {}
         measure = registry.measure(sweep.name).key
         rows.append({**trial, "run": digest, **{key: report.get(key) for key in
                      (measure, f"holdout_{measure}", "sparsity")}})
@@ -328,7 +323,7 @@ def say(sweep):
             figures = f"{by} {row[by]:.4f}  sparsity {row['sparsity']:.4f}"
         else:
             figures = f"{row['status'].lower()}: {_last_line(row['message'])}"
-        print(f"  {row['run']}  {figures}  {' '.join(row['words'])}")
+        print(f"  {row['run']}  {figures}  {' '.join(_with_technique(sweep, row['words']))}")
     if sweep.searches and done:
         places = [f"{key}={value}" for key, value in sweep.run_options.items()
                   if value != runner.OPTIONS[key]]
@@ -342,6 +337,13 @@ def say(sweep):
               f"{sweep.folder} and give the command again: complete runs are not repeated.",
               flush=True)
     return failed
+
+
+def _with_technique(sweep, words):
+    """The words of a trial, and its technique where that is the default."""
+    if any(word.startswith("technique=") for word in words):
+        return words
+    return [f"technique={sweep.module.Configuration.technique}", *words]
 
 
 class Progress:

@@ -96,7 +96,11 @@ class Backup(keras.callbacks.Callback):
             return
         complete = read_json(self.pointer)
         self.epochs = complete["epochs"]
-        self._keras(complete["folder"]).on_train_begin()
+        try:
+            self._keras(complete["folder"]).on_train_begin()
+        except (KeyError, OSError) as error:
+            raise ValueError(f"The backup in {self.folder / complete['folder']} is damaged: {error}. "
+                             f"Remove {self.folder.parent} to begin anew.") from error
         for generator, state in zip(self._generators(), complete["generators"], strict=True):
             generator.assign(np.array(state, generator.dtype))
 
@@ -164,7 +168,7 @@ class Progress(keras.callbacks.Callback):
         recent = seconds[1:][-3:] or seconds  # the first one compiles
         figures = "  ".join(f"{name} {logs[key]:.4f}" for key, name in
                             (("data_loss", "data loss"), ("loss", "loss"),
-                             ("val_accuracy", "accuracy"), ("sparsity", "sparsity"))
+                             ("val_accuracy", "validation accuracy"), ("sparsity", "sparsity"))
                             if key in logs)
         left = sum(recent) / len(recent) * (self.params["epochs"] - epoch - 1)
         print(f"{self.now}  {figures}  {seconds[-1]:.1f} s  about {duration(left)} left",

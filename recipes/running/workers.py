@@ -24,7 +24,7 @@ def launch(sweep):
     """Starts the workers of this machine, and the chief if it is to be here; waits for the end.
 
     Raises:
-      GivenUp: if the chief dies, or `MOST_FAILURES` trials in a row kill their workers.
+      ChildProcessError: if the chief dies, or `MOST_FAILURES` trials in a row kill their workers.
     """
     here = not sweep.options.chief
     address = ("127.0.0.1", _free_port()) if here else _address(sweep.options.chief)
@@ -99,7 +99,7 @@ class Crew:
         """Deals with who has ended since."""
         if self.chief is not None and self.chief.poll() is not None:
             if self.chief.returncode != 0:
-                raise sweeps.GivenUp(
+                raise ChildProcessError(
                     f"The chief has died ({self.chief.returncode}); its output is in "
                     f"{self.sweep.folder / 'logs'}. The same command again goes on.")
             self.working = {}  # it has told all who asked that there is no work left
@@ -133,7 +133,7 @@ class Crew:
         self.failures = self.failures + 1 if complete == self.complete else 1
         self.complete = complete
         if self.failures >= MOST_FAILURES:
-            raise sweeps.GivenUp(
+            raise ChildProcessError(
                 f"{self.failures} trials in a row have killed their workers; their output is in "
                 f"{self.sweep.folder / 'logs'}.")
 

@@ -30,6 +30,7 @@ import numpy as np
 import tf_sparsity as ts
 from recipes.reporting import results
 from recipes.running.configuration import setting
+from recipes.running.files import read_arrays
 from recipes.running.training import (Batches, Order, estimate_statistics, for_fit,
                                       ranked_anew)
 
@@ -338,8 +339,11 @@ def _under_a_mask(c, run, task, model, steps):
 
 def _kept(run):
     """The masks of a run, as `masks` gives them."""
-    with np.load(run.folder / "masks.npz") as kept:
-        return dict(kept)
+    return _arrays(run.folder / "masks.npz")
+
+
+def _arrays(path):
+    return read_arrays(path, f"Remove {path.parent}; that run is made anew then.")
 
 
 def _after(c, run, task, model, steps):
@@ -353,9 +357,8 @@ def _after(c, run, task, model, steps):
             model, lambda m: task.compile(m, steps), **for_fit(task.batches), epochs=c.epochs,
             verbose=0, callbacks=[Order(task.batches)])
         run.keep(path.name, lambda new: np.savez(new, *map(np.asarray, point.weights)))
-    with np.load(path) as point:
-        for variable, value in zip(model.weights, point.values(), strict=True):
-            variable.assign(value)
+    for variable, value in zip(model.weights, _arrays(path).values(), strict=True):
+        variable.assign(value)
     return model
 
 
@@ -398,8 +401,7 @@ def _ranked_anew(c, run, task):
     steps = c.epochs * len(task.batches)
     network = task.network()
     model = ts.sparsify(network, method(c, steps, network, task))
-    with np.load(source.folder / "trained.npz") as trained:
-        ranked_anew(model, trained.values())
+    ranked_anew(model, _arrays(source.folder / "trained.npz").values())
     estimate_statistics(model, task.batches)
     return report(model, task) | {"steps": steps, "trained_in": source.digest}
 
