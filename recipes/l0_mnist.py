@@ -153,8 +153,8 @@ def table(runs):
 
 
 def headlines(runs):
-    """(what, paper, published, ours, its runs) of each network and lambda: the longest runs, of those
-    the ones with the most L2."""
+    """(what, paper, published, ours, its runs) of each network and lambda: the longest runs, of
+    those the ones with the most L2."""
     for model, name in NAMES.items():
         of_model = [run for run in runs if run["model"] == model]
 

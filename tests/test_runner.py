@@ -334,7 +334,7 @@ def test_a_run_does_not_go_on_with_other_data(run, other_digits):
 
 def test_masks_and_trainings_of_other_data_are_refused(run, other_digits):
     run()
-    with pytest.raises(ValueError, match="needs the run .* was made on .* and the data .* here are"):
+    with pytest.raises(ValueError, match="needs the run .* was made on .* and the data .* here"):
         run("technique=lottery", f"data_dir={other_digits}")
 
 
@@ -362,7 +362,7 @@ def test_what_a_run_without_an_epoch_has_left_is_not_taken(run, tmp_path):
 @pytest.mark.parametrize("text, said", [
     ('{"status": "comp', "is damaged: Unterminated string"), ("", "is damaged: Expecting value"),
     ("[]", "is damaged: it holds a list"), ("{}", "is no record of a run: it has no status"),
-    ('{"status": "complete", "where": {}}', "is no record of a run: it has no configuration, epochs, ")])
+    ('{"status": "complete", "where": {}}', "is no record of a run: it has no conf")])
 def test_a_damaged_record_is_named(run, tmp_path, capsys, text, said):
     _, configured = runner.parse(NAME, TINY)
     path = tmp_path / NAME / configuration.digest(NAME, configured) / "record.json"

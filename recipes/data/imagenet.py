@@ -103,8 +103,8 @@ def _split(builder, name):
 
 
 def fingerprint(*splits):
-    """That of the files' names, which say version and number, and of what is taken from each: 140 GB
-    are not read for it."""
+    """That of the files' names, which say version and number, and of what is taken from each: 140
+    GB are not read for it."""
     return fingerprints.fingerprint(*(
         [f"{pathlib.Path(name).name} {skip} {take}" for name, skip, take in zip(*split.files)]
         for split in splits))

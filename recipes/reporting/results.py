@@ -27,7 +27,7 @@ def parser(recipe, doc, epochs):
     options.add_argument("--epochs", type=_from(1), default=None, help=f"{epochs} if not given")
     options.add_argument("--smoke", action="store_true",
                          help="seconds, on scikit-learn's digits; writes nothing but to --out")
-    options.add_argument("--data-dir", default=None, help="where tensorflow-datasets has the images")
+    options.add_argument("--data-dir", default=None, help="where tensorflow-datasets has the data")
     options.add_argument("--out", type=Path, default=None, metavar="FOLDER",
                          help="for the result file; recipes/results if not given")
     return options

@@ -55,7 +55,8 @@ def read_arrays(path, remedy):
         with open(path, "rb") as file, np.load(file) as arrays:
             return dict(arrays)
     except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        why = "is not there" if isinstance(error, FileNotFoundError) else "is no .npz file of arrays"
+        missing = isinstance(error, FileNotFoundError)
+        why = "is not there" if missing else "is no .npz file of arrays"
         raise ValueError(f"{path} {why}. {remedy}") from error
 
 

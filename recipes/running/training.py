@@ -99,8 +99,8 @@ class Backup(keras.callbacks.Callback):
         try:
             self._keras(complete["folder"]).on_train_begin()
         except (KeyError, OSError) as error:
-            raise ValueError(f"The backup in {self.folder / complete['folder']} is damaged: {error}. "
-                             f"Remove {self.folder.parent} to begin anew.") from error
+            raise ValueError(f"The backup in {self.folder / complete['folder']} is damaged: "
+                             f"{error}. Remove {self.folder.parent} to begin anew.") from error
         for generator, state in zip(self._generators(), complete["generators"], strict=True):
             generator.assign(np.array(state, generator.dtype))
 
