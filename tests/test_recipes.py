@@ -282,7 +282,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("recipe", ["variational_dropout_mnist", "l0_mnist", "tickets_mnist"])
+@pytest.mark.parametrize("recipe", ["l0_mnist", *(pytest.param(name, marks=pytest.mark.slow)
+                                                  for name in ("variational_dropout_mnist",
+                                                               "tickets_mnist"))])
 def test_an_interrupted_program_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch, capsys):
     """Left where the test images are looked at for the second time, in the second epoch or round:
     what is complete is not trained again."""

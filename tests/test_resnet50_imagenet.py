@@ -439,6 +439,7 @@ def test_a_run_of_variational_dropout(run):
 
 
 @pytest.mark.any_backend
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_for_bit(run, tmp_path):
     straight = run("sparsity=0.8", folder=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):

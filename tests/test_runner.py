@@ -519,7 +519,9 @@ def test_a_sparsity_is_met_exactly(run, technique):
     assert (report["natural"] is None) == (technique == "random")
 
 
-@pytest.mark.parametrize("technique", sos.LEARNED)
+@pytest.mark.parametrize("technique", [
+    pytest.param(technique, marks=[] if technique == "l0" else [pytest.mark.slow])
+    for technique in sos.LEARNED])
 def test_one_training_serves_every_rank(run, tmp_path, monkeypatch, technique):
     """The run at 0.8, made from the training of 0.9, is the run that trains at 0.8 itself."""
     words = [f"technique={technique}", "sparsity=0.8"]
@@ -940,6 +942,7 @@ def test_the_peak_of_memory_is_that_of_a_run():
 # ---- ResNet-20
 
 
+@pytest.mark.slow
 def test_the_narrow_resnet_has_the_same_techniques(tmp_path):
     # A process of its own without oneDNN: TensorFlow 2.21's has crashed in convolutions of few
     # channels, with 2 filters under AVX2 too.

@@ -188,6 +188,7 @@ def test_a_bayesian_search_goes_on_after_its_first_points(tmp_path):
     assert len(set(rates)) == 4 and all(0.0001 <= rate <= 0.1 for rate in rates)
 
 
+@pytest.mark.slow
 def test_hyperband_gives_the_best_third_more_epochs(tmp_path):
     """At most 3 epochs and a factor of 3: a bracket of 3 trials with 1 epoch, of which the best
     goes on with 3, and a bracket of 2 trials with 3."""

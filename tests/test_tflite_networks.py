@@ -350,6 +350,7 @@ def test_releases_are_explained_with_short_names():
         assert "stride 1" in text
 
 
+@pytest.mark.slow
 def test_pairs_of_output_channels():
     """pattern="2x1" zeroes both outputs of a pair for an input, as the file's kernel has them."""
     model = mobile()

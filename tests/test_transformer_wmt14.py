@@ -544,6 +544,7 @@ def interrupted(run, tmp_path, *words_):
     return straight, resumed
 
 
+@pytest.mark.slow
 def test_a_dense_run_with_dropout_goes_on_bit_for_bit(run, tmp_path):
     interrupted(run, tmp_path, "technique=dense", "regularization=dropout+label_smoothing")
 
