@@ -81,5 +81,9 @@ def read(folder):
     return translation.read_files(folder, FILES)
 
 
+def own_data(c, folder):
+    return sos_translation.fingerprint_of(read(folder))
+
+
 def run(c, run):
     return sos_translation.perform(c, run, read(run.options["data_dir"]), LENGTHS)

@@ -177,8 +177,16 @@ GRID = (
 )
 
 
+def read(c, folder):
+    if c.data == "wmt14":
+        return translation.read_wmt14(folder)
+    return translation.read_files(folder, {name: name for name in translation.WMT14_SPLITS})
+
+
+def own_data(c, folder):
+    return None if c.data == "wmt14" else sos_translation.fingerprint_of(read(c, folder))
+
+
 def run(c, run):
-    folder = run.options["data_dir"]
-    text = (translation.read_wmt14(folder) if c.data == "wmt14" else
-            translation.read_files(folder, {name: name for name in translation.WMT14_SPLITS}))
+    text = read(c, run.options["data_dir"])
     return sos_translation.perform(c, run, text, LENGTHS, c.steps)

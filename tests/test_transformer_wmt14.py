@@ -531,6 +531,22 @@ def test_what_is_learned_by_heart_is_translated(tmp_path):
     assert round(report["bleu"], 6) == round(report["tokenized_bleu"], 6) == 100
 
 
+def test_a_complete_run_on_another_text_is_not_taken(run, tmp_path, folder):
+    _, c = runner.parse(NAME, [*TINY])
+    path = tmp_path / NAME / configuration.digest(NAME, c) / "record.json"
+    path.parent.mkdir(parents=True)
+    record = {"status": "complete", "where": {"backend": "jax"}, "configuration": {}, "epochs": [],
+              "report": {}, "commits": [], "data": "another"}
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"the run of these settings on other data \(another, in"):
+        run()
+    text = translation.read_files(folder, {n: n for n in translation.WMT14_SPLITS})
+    record["data"] = sos_translation.fingerprint_of(text)
+    path.write_text(json.dumps(record))
+    assert run() == record
+    assert sos_transformer_wmt14.own_data(dataclasses.replace(c, data="wmt14"), folder) is None
+
+
 def interrupted(run, tmp_path, *words_):
     """The records of a run and of the same run, left in its second epoch and called again."""
     straight = run(*words_, into=tmp_path / "straight")

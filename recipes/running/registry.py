@@ -7,6 +7,8 @@
   report, a dict for JSON;
 - `GRID`, {setting: values} of the published experiments, and `DIFFERENCES`, what says how runs
   differ from the paper's;
+- `own_data(configuration, data_dir)`, a `fingerprint` of data that its users give, None of other
+  data: a complete run is not taken for one on another such data;
 - `MEASURE`, what its runs are compared by, where that is not `ACCURACY`;
 - `ENDS`, the paths of its first and its last kernel, where these are not the first and the last of
   a report;

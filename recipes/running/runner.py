@@ -67,12 +67,13 @@ def run(name, configuration, options=None, callbacks=()):
       callbacks: further Keras callbacks for the training.
 
     Raises:
-      ValueError: if an interrupted run was begun on another backend, other devices or other
-        versions: its numbers would be of two.
+      ValueError: if an interrupted run was begun on another backend, other devices, versions or
+        data: its numbers would be of two; if a complete one is of another text of the user's.
     """
     this = Run(name, configuration, OPTIONS | (options or {}), callbacks)
     with alone(this.folder, this.title):
         if this.complete:
+            this.check_data()
             print(f"{this.title}: complete on {machine.place(this.result()['where'])}, "
                   f"{this.folder}{this.made_with}", flush=True)
         else:
@@ -113,6 +114,15 @@ class Run:
         commits = self.result().get("commits", ())
         same = set(commits) <= {machine.commit()} and not str(commits[-1:]).count("-dirty")
         return "" if same else f", made at commit {commits[-1]}"
+
+    def check_data(self):
+        """Raises if the complete run is of other data than its user gives now."""
+        own_data = getattr(registry.load(self.recipe), "own_data", None)
+        folder, then = self.options["data_dir"], self.result().get("data")
+        now = own_data(self.configuration, folder) if own_data and folder and then else None
+        if now not in (None, then):
+            raise ValueError(f"{self.folder} holds the run of these settings on other data ({then}, "
+                             f"in {folder} is {now}). Give another runs_dir.")
 
     def execute(self):
         module = registry.load(self.recipe)

@@ -61,7 +61,7 @@ def perform(c, run, text, lengths, steps=None):
     """
     for name in translation.PACKAGES:  # BLEU comes last: missing it would cost a training
         translation.package(name)
-    run.reads(fingerprint(*(side for name in sorted(text) for side in text[name])))
+    run.reads(fingerprint_of(text))
     subwords = translation.vocabulary(text["train"], c.vocabulary,
                                       Path(run.options["runs_dir"]) / "vocabularies")
     train, kept_out = sos.held_out(text["train"], c.holdout, "pairs")
@@ -80,6 +80,10 @@ def perform(c, run, text, lengths, steps=None):
         lambda: network(c), batches,
         _batches(subwords, kept_out or text["validation"], lengths, c),
         lambda model, steps: compile(model, c), figures))
+
+
+def fingerprint_of(text):
+    return fingerprint(*(side for name in sorted(text) for side in text[name]))
 
 
 def network(c):
