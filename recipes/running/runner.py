@@ -121,8 +121,8 @@ class Run:
         folder, then = self.options["data_dir"], self.result().get("data")
         now = own_data(self.configuration, folder) if own_data and folder and then else None
         if now not in (None, then):
-            raise ValueError(f"{self.folder} holds the run of these settings on other data ({then}, "
-                             f"in {folder} is {now}). Give another runs_dir.")
+            raise ValueError(f"{self.folder} holds the run of these settings on other data "
+                             f"({then}, in {folder} is {now}). Give another runs_dir.")
 
     def execute(self):
         module = registry.load(self.recipe)
