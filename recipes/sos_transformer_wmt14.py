@@ -117,7 +117,8 @@ DEFAULTS = defaults(
 class Configuration(DEFAULTS):
     steps: int = setting(STEPS_OF_AN_EPOCH, "of an epoch", least=1)
     data: str = setting("wmt14", "files: any aligned text, NAME.en and NAME.de in data_dir, NAME "
-                        "being train, validation and test; each text in a runs_dir of its own", choices=("wmt14", "files"))
+                        "being train, validation and test; each text in a runs_dir of its own",
+                        choices=("wmt14", "files"))
 
     def usual(self):
         """The best published settings of the technique at the nearest published sparsity.
