@@ -227,7 +227,8 @@ def test_config_round_trip(name):
 
 
 @every_method
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])  # float32: all others
+@pytest.mark.parametrize("policy", [pytest.param("float32", marks=pytest.mark.slow),
+                                    "mixed_bfloat16", "mixed_float16"])
 def test_precision(name, policy):
     keras.config.set_dtype_policy(policy)
     try:

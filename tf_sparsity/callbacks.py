@@ -25,7 +25,9 @@ class SparsityUpdate(keras.callbacks.Callback):
 
     With a method that has a penalty it puts `data_loss` (and `val_data_loss`) into `logs`: the
     epoch's loss without the mean of that penalty over its examples, as Keras takes the mean of the
-    loss. Both are sums in float32: `data_loss` is exact to about a millionth of the penalty.
+    loss. Both are sums in float32: `data_loss` is exact to about a millionth of the penalty. In a
+    `train_step` of your own the batch must be called `data`, as in Keras; where it is not, batches
+    of all sizes count alike.
 
     Args:
       probe_data: for methods with `needs_probe`: one (x, y) batch, or an iterable of batches of

@@ -83,6 +83,7 @@ def perform(c, run, text, lengths, steps=None):
 
 
 def fingerprint_of(text):
+    """That of all lines of a text, as `perform` takes it."""
     return fingerprint(*(side for name in sorted(text) for side in text[name]))
 
 
