@@ -12,6 +12,6 @@ def status(call):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command again goes on from the last backup, if there is one.",
-              file=sys.stderr)
+        print("\nInterrupted. The same command again goes on from the last backup, if there is "
+              "one.", file=sys.stderr)
         return 130
